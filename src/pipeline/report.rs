@@ -1,0 +1,123 @@
+//! What a run did, as plain numbers: the end of the log, `--json`, and the run's own file.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+/// The report of one run.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct RunReport {
+    /// Whether every row of the job now has its outcome.
+    pub complete: bool,
+    /// Whether a signal ended the run early.
+    pub interrupted: bool,
+    /// The output folder.
+    pub output: String,
+    /// Parts: of the job, found at the start, committed by this run.
+    pub parts: Parts,
+    /// Rows: of the job, found done at the start, answered and failed in this run.
+    pub rows: Rows,
+    /// Failed rows of this run by error code.
+    pub failures: BTreeMap<String, u64>,
+    /// Tokens of this run.
+    pub tokens: Tokens,
+    /// Wall-clock seconds of this run.
+    pub seconds: Seconds,
+    /// Tokens per second while generating.
+    pub throughput: Throughput,
+    /// Admission to first token, milliseconds.
+    pub ttft_ms: Percentiles,
+    /// Between tokens, milliseconds.
+    pub tpot_ms: Percentiles,
+    /// How full the batch was.
+    pub occupancy: Occupancy,
+    /// Largest resident memory of the process, bytes.
+    pub peak_memory_bytes: u64,
+}
+
+/// Part counts.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Parts {
+    /// Parts of the whole job.
+    pub total: u64,
+    /// Committed before this run.
+    pub before: u64,
+    /// Committed by this run.
+    pub committed: u64,
+    /// Finished by this run but found committed by another.
+    pub found_committed: u64,
+}
+
+/// Row counts.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Rows {
+    /// Input rows of the whole job.
+    pub total: u64,
+    /// Rows of parts committed before this run.
+    pub before: u64,
+    /// Rows answered by this run (all samples ok).
+    pub ok: u64,
+    /// Rows failed in this run (at least one sample).
+    pub failed: u64,
+    /// Failed rows in parts committed before this run.
+    pub failed_before: u64,
+}
+
+/// Token counts.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Tokens {
+    /// Prompt tokens of finished samples.
+    pub prompt: u64,
+    /// Prompt tokens that were in the cache already.
+    pub cached: u64,
+    /// Generated tokens.
+    pub completion: u64,
+}
+
+/// Wall-clock times.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Seconds {
+    /// Listing and planning.
+    pub plan: f64,
+    /// Reading weights.
+    pub load: f64,
+    /// From the first step to the last commit.
+    pub generate: f64,
+    /// All of it.
+    pub total: f64,
+}
+
+/// Tokens per second.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Throughput {
+    /// Prompt tokens prefilled per second of generation.
+    pub prefill_tokens_per_second: f64,
+    /// Tokens generated per second of generation.
+    pub decode_tokens_per_second: f64,
+}
+
+/// Three points of a distribution; zero where there is nothing to measure.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Percentiles {
+    /// Median.
+    pub p50: f64,
+    /// 95th percentile.
+    pub p95: f64,
+    /// 99th percentile.
+    pub p99: f64,
+}
+
+/// How full the running batch was.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Occupancy {
+    /// Engine steps.
+    pub steps: u64,
+    /// Mean sequences in a step.
+    pub mean_running: f64,
+    /// The batch limit.
+    pub max_sequences: u64,
+    /// `mean_running / max_sequences`.
+    pub fraction: f64,
+    /// Sequences that had to give their cache back and start over.
+    pub preemptions: u64,
+}

@@ -1,0 +1,15 @@
+//! The fused operations that the model is made of, one file each.
+//!
+//! All activations are `[tokens, width]` f32 tensors of one flat step. Every operation is
+//! *batch-invariant*: the arithmetic behind one token's output has one order, whatever other tokens
+//! are in the step and however work is divided over threads. Operations know shapes and numbers,
+//! not layers or sequences.
+
+mod lanes;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub use lanes::Isa;

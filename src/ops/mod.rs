@@ -5,11 +5,20 @@
 //! are in the step and however work is divided over threads. Operations know shapes and numbers,
 //! not layers or sequences.
 
+mod experts;
+mod host;
 mod lanes;
+mod matmul;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod norm;
 mod portable;
+mod router;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub use experts::{Expert, routed_experts};
 pub use lanes::Isa;
+pub use matmul::{Held, Matrix};
+pub use norm::{add_bias, rms_norm};
+pub use router::{Choice, Routing, route};

@@ -1,0 +1,103 @@
+//! Root-mean-square normalisation and the other elementwise steps between products.
+
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+
+use super::host::{from_host, host};
+use super::lanes::{Isa, Lanes, per_isa};
+
+/// Rows below which a second thread is not worth its wake-up.
+const SERIAL_ELEMENTS: usize = 1 << 15;
+
+/// `weight * x / sqrt(mean(x²) + epsilon)`, row by row: `[tokens, width]` → the same.
+///
+/// Only the first `weight.len()` elements of each row are taken and given.
+pub fn rms_norm(x: &Tensor, weight: &[f32], epsilon: f32) -> Result<Tensor> {
+    let (tokens, stride) = x.dims2()?;
+    let width = weight.len();
+    if width > stride {
+        bail!("a norm of {width} does not fit rows of {stride}")
+    }
+    let x = host(x)?;
+    let mut out = vec![0.0f32; tokens * width];
+    let isa = Isa::best();
+    let norm = |(row, target): (&[f32], &mut [f32])| rms_norm_row(isa, &row[..width], weight, epsilon, target);
+    if out.len() < SERIAL_ELEMENTS {
+        x.chunks(stride).zip(out.chunks_mut(width)).for_each(norm);
+    } else {
+        x.par_chunks(stride).zip(out.par_chunks_mut(width)).with_min_len(8).for_each(norm);
+    }
+    from_host(out, tokens, width)
+}
+
+/// Normalises one row into `target`; all three have one length.
+pub(crate) fn rms_norm_row(isa: Isa, x: &[f32], weight: &[f32], epsilon: f32, target: &mut [f32]) {
+    assert!(x.len() == weight.len() && x.len() == target.len(), "a norm keeps its width");
+    // SAFETY: the three slices have `x.len()` elements.
+    unsafe { norm_row(isa, x.as_ptr(), weight.as_ptr(), epsilon, target.as_mut_ptr(), x.len()) }
+}
+
+#[inline(always)]
+unsafe fn norm_row_on<L: Lanes>(x: *const f32, weight: *const f32, epsilon: f32, target: *mut f32, width: usize) {
+    let whole = width / 16 * 16;
+    // SAFETY: all three have `width` elements; the remainder is read and written one by one.
+    unsafe {
+        let mut squares = L::splat(0.0);
+        for i in (0..whole).step_by(16) {
+            let x = L::load(x.add(i));
+            squares = x.mul_add(x, squares);
+        }
+        let mut sum = squares.sum();
+        for i in whole..width {
+            let x = *x.add(i);
+            sum = x.mul_add(x, sum);
+        }
+        let scale = 1.0 / (sum / width as f32 + epsilon).sqrt();
+        let scales = L::splat(scale);
+        for i in (0..whole).step_by(16) {
+            L::load(x.add(i)).mul(scales).mul(L::load(weight.add(i))).store(target.add(i));
+        }
+        for i in whole..width {
+            *target.add(i) = *x.add(i) * scale * *weight.add(i);
+        }
+    }
+}
+
+per_isa! { fn norm_row = norm_row_on(x: *const f32, weight: *const f32, epsilon: f32, target: *mut f32, width: usize) }
+
+/// Adds a bias `[width]` to every row of `[tokens, width]`.
+pub fn add_bias(x: &Tensor, bias: &[f32]) -> Result<Tensor> {
+    let (tokens, width) = x.dims2()?;
+    if width != bias.len() {
+        bail!("a bias of {} does not fit rows of {width}", bias.len())
+    }
+    let mut out = host(x)?.to_vec();
+    for row in out.chunks_mut(width) {
+        row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
+    }
+    from_host(out, tokens, width)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_instruction_set_normalises_to_the_same_bits() {
+        for width in [1, 15, 16, 40, 100] {
+            let x: Vec<f32> = (0..width).map(|i| (i as f32 * 0.7).sin()).collect();
+            let weight: Vec<f32> = (0..width).map(|i| 1.0 + i as f32 * 0.01).collect();
+            let mean = x.iter().map(|x| x * x).sum::<f32>() / width as f32;
+            let mut expected = vec![0.0; width];
+            rms_norm_row(Isa::Portable, &x, &weight, 1e-6, &mut expected);
+            for i in 0..width {
+                assert!((expected[i] - x[i] * weight[i] / (mean + 1e-6).sqrt()).abs() < 1e-5);
+            }
+            for isa in Isa::available() {
+                let mut y = vec![0.0; width];
+                rms_norm_row(isa, &x, &weight, 1e-6, &mut y);
+                assert_eq!(y, expected, "{isa:?} {width}");
+            }
+        }
+    }
+}

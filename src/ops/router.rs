@@ -1,0 +1,131 @@
+//! The router of a mixture of experts: which experts each token uses, and how much.
+
+/// How experts are chosen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Choice {
+    /// Experts of each token.
+    pub experts_per_token: usize,
+    /// Device-limited routing: experts lie in `groups` groups of which a token uses `kept`.
+    pub groups: Option<(usize, usize)>,
+    /// Divides the chosen weights by their sum; `scale` is then not applied.
+    pub normalise: bool,
+    /// Factor of the weights.
+    pub scale: f32,
+}
+
+/// The routes of one step: for each token its experts, ascending, with their weights.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Routing {
+    /// Routes of each token.
+    pub experts_per_token: usize,
+    /// `[tokens, experts_per_token]`, ascending within a token.
+    pub expert_ids: Vec<u32>,
+    /// `[tokens, experts_per_token]`.
+    pub weights: Vec<f32>,
+}
+
+/// Chooses the routed experts of every token.
+///
+/// `logits`: `[tokens, experts]`, the gate's products. Gives ids and softmax weights; the weights of
+/// kept groups are not renormalised. Equal weights go to the lower id.
+///
+/// Source: DeepSeek-V2 (arXiv:2405.04434) §2.2.2; `MoEGate` in the released modeling file.
+pub fn route(logits: &[f32], experts: usize, choice: Choice) -> Routing {
+    let k = choice.experts_per_token;
+    let tokens = logits.len() / experts;
+    let mut routing = Routing {
+        experts_per_token: k,
+        expert_ids: Vec::with_capacity(tokens * k),
+        weights: Vec::with_capacity(tokens * k),
+    };
+    let mut chosen = Vec::with_capacity(k);
+    let mut scores = vec![0.0; experts];
+    for logits in logits.chunks(experts) {
+        softmax(logits, &mut scores);
+        choose(&scores, choice, &mut chosen);
+        let sum: f32 = chosen.iter().map(|&id| scores[id as usize]).sum();
+        let factor = if choice.normalise && k > 1 { 1.0 / (sum + 1e-20) } else { choice.scale };
+        routing.expert_ids.extend_from_slice(&chosen);
+        routing.weights.extend(chosen.iter().map(|&id| scores[id as usize] * factor));
+    }
+    routing
+}
+
+fn softmax(logits: &[f32], scores: &mut [f32]) {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0;
+    for (score, logit) in scores.iter_mut().zip(logits) {
+        // In f64 so that the C library's rounding of e^x cannot show in the f32 result.
+        *score = f64::from(logit - largest).exp() as f32;
+        sum += *score;
+    }
+    scores.iter_mut().for_each(|score| *score /= sum);
+}
+
+/// Writes the chosen expert ids into `chosen`, ascending.
+fn choose(scores: &[f32], choice: Choice, chosen: &mut Vec<u32>) {
+    let mut kept_groups = u128::MAX;
+    let mut group_size = scores.len();
+    if let Some((groups, kept)) = choice.groups {
+        group_size = scores.len() / groups;
+        let best = |group: usize| scores[group * group_size..(group + 1) * group_size].iter().copied().fold(0.0, f32::max);
+        let best: Vec<f32> = (0..groups).map(best).collect();
+        kept_groups = largest(&best, kept).into_iter().fold(0, |set, group| set | 1 << group);
+    }
+    // Experts of other groups have score 0, so they come last, the lowest id first.
+    let score = |id: usize| if kept_groups >> (id / group_size) & 1 == 1 { scores[id] } else { 0.0 };
+    chosen.clear();
+    for id in 0..scores.len() {
+        let position = chosen.iter().position(|&other| score(other as usize) < score(id));
+        let position = position.unwrap_or(chosen.len());
+        if position < choice.experts_per_token {
+            chosen.truncate(choice.experts_per_token - 1);
+            chosen.insert(position, id as u32);
+        }
+    }
+    chosen.sort_unstable();
+}
+
+/// Indices of the `count` largest values, the lower index on a tie.
+fn largest(values: &[f32], count: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|&a, &b| values[b].total_cmp(&values[a]).then(a.cmp(&b)));
+    order.truncate(count);
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GREEDY: Choice = Choice { experts_per_token: 2, groups: None, normalise: false, scale: 2.0 };
+
+    #[test]
+    fn greedy_takes_the_most_probable_experts_of_all() {
+        let routing = route(&[0.0, 3.0, 1.0, 2.0], 4, GREEDY);
+        assert_eq!(routing.expert_ids, [1, 3]);
+        let sum: f32 = [0.0f32, 3.0, 1.0, 2.0].iter().map(|x| x.exp()).sum();
+        assert!((routing.weights[0] - 2.0 * 3.0f32.exp() / sum).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_group_that_is_not_kept_loses_its_experts() {
+        // Groups {0,1} {2,3} {4,5}: the best of each are 3.0, 2.9, 2.8; one group is kept.
+        let logits = [3.0, -5.0, 2.9, 2.85, 2.8, 0.0];
+        let limited = Choice { groups: Some((3, 1)), ..GREEDY };
+        assert_eq!(route(&logits, 6, limited).expert_ids, [0, 1]);
+        let two = Choice { groups: Some((3, 2)), ..GREEDY };
+        assert_eq!(route(&logits, 6, two).expert_ids, [0, 2]);
+    }
+
+    #[test]
+    fn normalised_weights_sum_to_one_and_are_not_scaled() {
+        let routing = route(&[0.3, 0.1, 0.2], 3, Choice { normalise: true, ..GREEDY });
+        assert!((routing.weights.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn equal_scores_go_to_the_lower_id() {
+        assert_eq!(route(&[1.0; 5], 5, GREEDY).expert_ids, [0, 1]);
+    }
+}

@@ -5,20 +5,26 @@
 //! are in the step and however work is divided over threads. Operations know shapes and numbers,
 //! not layers or sequences.
 
+mod attention;
 mod experts;
 mod host;
 mod lanes;
+mod latent;
 mod matmul;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod norm;
 mod portable;
+mod rope;
 mod router;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub use attention::{Form, HeadWeights, Heads, Span, attend};
 pub use experts::{Expert, routed_experts};
 pub use lanes::Isa;
+pub use latent::{BLOCK_TOKENS, LatentPool};
 pub use matmul::{Held, Matrix};
 pub use norm::{add_bias, rms_norm};
+pub use rope::{Rotation, rotate_queries, store_latents};
 pub use router::{Choice, Routing, route};

@@ -1,0 +1,500 @@
+//! Multi-head latent attention over the cache's blocks, in two formulations.
+//!
+//! *Prompt* tokens attend through keys and values expanded from the latents, head by head; *generated*
+//! tokens score their query against the latents directly. What a token is decides its formulation,
+//! never when it is computed. Softmax is online over blocks of sixteen positions from position 0 on,
+//! so a token's result depends on its own positions only.
+//!
+//! Source: DeepSeek-V2 (arXiv:2405.04434) §2.1 and appendix C.
+
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+
+use super::host::{Shared, from_host, host};
+use super::lanes::{Isa, Lanes, per_isa};
+use super::latent::{BLOCK_TOKENS, LatentPool};
+use super::matmul::{Matrix, Rows};
+
+/// Positions whose keys and values are expanded at a time.
+const EXPANDED_POSITIONS: usize = 16 * BLOCK_TOKENS;
+/// Queries that share each key they read.
+const GROUP: usize = 4;
+
+/// Shapes of one layer's attention.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads {
+    /// Heads.
+    pub count: usize,
+    /// Elements of a head's query and key without position.
+    pub nope: usize,
+    /// Elements of the rotated part.
+    pub rope: usize,
+    /// Elements of a head's value.
+    pub value: usize,
+    /// Elements of the latent.
+    pub latent: usize,
+    /// Factor of the scores.
+    pub scale: f32,
+}
+
+/// The key and value weights of one head, cut from `kv_b_proj`.
+#[derive(Debug)]
+pub struct HeadWeights {
+    /// Latent to key: `[nope, latent]`.
+    pub key: Matrix,
+    /// Query to latent, the same weight transposed: `[latent, nope]`.
+    pub key_transposed: Matrix,
+    /// Latent to value: `[value, latent]`.
+    pub value: Matrix,
+}
+
+/// How a token attends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// A prompt token: through expanded keys and values.
+    Prompt,
+    /// A generated token: in the latent space.
+    Generated,
+}
+
+/// Neighbouring tokens of one sequence in a step, all of one form.
+#[derive(Clone, Debug)]
+pub struct Span {
+    /// Row of the first token in the step.
+    pub first_row: usize,
+    /// Tokens.
+    pub count: usize,
+    /// Position of the first token in its sequence.
+    pub first_position: usize,
+    /// How they attend.
+    pub form: Form,
+    /// The sequence's blocks, as far as its positions need them.
+    pub blocks: Vec<u32>,
+}
+
+/// Attends: rotated queries `[tokens, count * (nope + rope)]` → `[tokens, count * value]`.
+///
+/// The step's own latents must be in the cache already.
+pub fn attend(q: &Tensor, heads: Heads, weights: &[HeadWeights], spans: &[Span], cache: (&LatentPool, usize)) -> Result<Tensor> {
+    let (tokens, width) = q.dims2()?;
+    if width != heads.count * (heads.nope + heads.rope) || weights.len() != heads.count {
+        bail!("queries of {width} do not fit {} heads of {} + {}", heads.count, heads.nope, heads.rope)
+    }
+    let values = host(q)?;
+    let step = Step { q: &values, heads, weights, rows: cache.0.layer(cache.1), stride: cache.0.stride() };
+    let mut out = vec![0.0f32; tokens * heads.count * heads.value];
+    step.attend_prompts(spans, Shared::new(&mut out));
+    step.attend_generated(spans, &mut out);
+    from_host(out, tokens, heads.count * heads.value)
+}
+
+struct Step<'a> {
+    q: &'a [f32],
+    heads: Heads,
+    weights: &'a [HeadWeights],
+    /// The layer's cache rows.
+    rows: &'a [f32],
+    stride: usize,
+}
+
+impl Step<'_> {
+    /// One task for each span and head: expands tiles of keys and values, all queries attend to each.
+    fn attend_prompts(&self, spans: &[Span], out: Shared<f32>) {
+        let heads = self.heads;
+        let prompts = spans.iter().filter(|span| span.form == Form::Prompt);
+        let mut tasks: Vec<(&Span, usize)> = prompts.flat_map(|span| (0..heads.count).map(move |h| (span, h))).collect();
+        tasks.sort_by_key(|(span, _)| std::cmp::Reverse(span.count * (span.first_position + span.count)));
+        tasks.into_par_iter().with_max_len(1).for_each(|(span, head)| {
+            let result = self.attend_prompt_head(span, head);
+            for (i, row) in result.chunks(heads.value.next_multiple_of(16)).enumerate() {
+                let column = (span.first_row + i) * heads.count * heads.value + head * heads.value;
+                // SAFETY: each task writes the columns of its own head in the rows of its own span.
+                unsafe { out.at(column).copy_from_nonoverlapping(row.as_ptr(), heads.value) }
+            }
+        });
+    }
+
+    /// `[span.count, value]`, rows in whole lanes.
+    fn attend_prompt_head(&self, span: &Span, head: usize) -> Vec<f32> {
+        let heads = self.heads;
+        let key_width = (heads.nope + heads.rope).next_multiple_of(16);
+        let value_width = heads.value.next_multiple_of(16);
+        let queries = self.padded_queries(span, head, key_width);
+        let mut rows = SoftmaxRows::new(span.count, value_width);
+        let mut keys = vec![0.0f32; EXPANDED_POSITIONS * key_width];
+        let mut values = vec![0.0f32; EXPANDED_POSITIONS * value_width];
+        let end = span.first_position + span.count;
+        for start in (0..end).step_by(EXPANDED_POSITIONS) {
+            let filled = EXPANDED_POSITIONS.min(end - start);
+            self.expand(span, head, start..start + filled, (&mut keys, key_width), (&mut values, value_width));
+            for first in (0..span.count).step_by(GROUP) {
+                let visible = |i: usize| (span.first_position + i + 1).saturating_sub(start).min(filled);
+                let run = Run {
+                    keys: &keys,
+                    key_stride: key_width,
+                    key_width,
+                    values: &values,
+                    value_stride: value_width,
+                    scale: heads.scale,
+                };
+                rows.attend(&queries, first..span.count.min(first + GROUP), visible, &run);
+            }
+        }
+        rows.finish()
+    }
+
+    fn padded_queries(&self, span: &Span, head: usize, key_width: usize) -> Vec<f32> {
+        let head_width = self.heads.nope + self.heads.rope;
+        let mut queries = vec![0.0f32; span.count * key_width];
+        for (i, query) in queries.chunks_mut(key_width).enumerate() {
+            let start = ((span.first_row + i) * self.heads.count + head) * head_width;
+            query[..head_width].copy_from_slice(&self.q[start..start + head_width]);
+        }
+        queries
+    }
+
+    /// Expands one head's keys and values of some positions from the cache.
+    fn expand(
+        &self,
+        span: &Span,
+        head: usize,
+        positions: std::ops::Range<usize>,
+        (keys, key_width): (&mut [f32], usize),
+        (values, value_width): (&mut [f32], usize),
+    ) {
+        let Heads { nope, rope, latent, .. } = self.heads;
+        let weights = &self.weights[head];
+        let start = positions.start;
+        for first in positions.clone().step_by(BLOCK_TOKENS) {
+            let count = BLOCK_TOKENS.min(positions.end - first);
+            let block = &self.block_rows(span.blocks[first / BLOCK_TOKENS])[..count * self.stride];
+            let rows = Rows::dense(block, self.stride);
+            let (key, value) = (&mut keys[(first - start) * key_width..], &mut values[(first - start) * value_width..]);
+            // SAFETY: `keys` and `values` have a row for each position.
+            unsafe {
+                weights.key.product_into(rows, count, key.as_mut_ptr(), key_width);
+                weights.value.product_into(rows, count, value.as_mut_ptr(), value_width);
+            }
+            for (row, key) in block.chunks(self.stride).zip(key.chunks_mut(key_width)) {
+                key[nope..nope + rope].copy_from_slice(&row[latent..latent + rope]);
+            }
+        }
+    }
+
+    fn block_rows(&self, block: u32) -> &[f32] {
+        let size = BLOCK_TOKENS * self.stride;
+        &self.rows[block as usize * size..(block as usize + 1) * size]
+    }
+
+    fn attend_generated(&self, spans: &[Span], out: &mut [f32]) {
+        let spans = spans.iter().filter(|span| span.form == Form::Generated);
+        let tokens: Vec<(&Span, usize)> = spans.flat_map(|span| (0..span.count).map(move |i| (span, i))).collect();
+        if tokens.is_empty() {
+            return;
+        }
+        let rows: Vec<u32> = tokens.iter().map(|(span, i)| (span.first_row + i) as u32).collect();
+        let queries = self.absorb_queries(&rows);
+        let latents = self.attend_latents(&tokens, &queries);
+        let values = self.expand_outputs(rows.len(), &latents);
+        let width = self.heads.count * self.heads.value;
+        for (&row, values) in rows.iter().zip(values.chunks(width)) {
+            out[row as usize * width..(row as usize + 1) * width].copy_from_slice(values);
+        }
+    }
+
+    /// Queries in the latent space: `[rows, heads, stride]`.
+    fn absorb_queries(&self, rows: &[u32]) -> Vec<f32> {
+        let Heads { count, nope, rope, latent, .. } = self.heads;
+        let (head_width, stride) = (nope + rope, self.stride);
+        let mut queries = vec![0.0f32; rows.len() * count * stride];
+        let target = Shared::new(&mut queries);
+        (0..count).into_par_iter().for_each(|head| {
+            let source = &self.q[head * head_width..];
+            // SAFETY: each head writes its own columns of every row.
+            unsafe {
+                let x = Rows::gathered(source, count * head_width, rows);
+                self.weights[head].key_transposed.product_into(x, rows.len(), target.at(head * stride), count * stride);
+                for (i, &row) in rows.iter().enumerate() {
+                    let rotated = &source[row as usize * count * head_width + nope..][..rope];
+                    let place = (i * count + head) * stride + latent;
+                    target.at(place).copy_from_nonoverlapping(rotated.as_ptr(), rope);
+                }
+            }
+        });
+        queries
+    }
+
+    /// Softmax-weighted latents: `[tokens, heads, latent in whole lanes]`.
+    fn attend_latents(&self, tokens: &[(&Span, usize)], queries: &[f32]) -> Vec<f32> {
+        let (count, stride) = (self.heads.count, self.stride);
+        let width = self.heads.latent.next_multiple_of(16);
+        // Few tokens: their heads are divided too, so that every thread has work.
+        let divided = tokens.len() < 2 * rayon::current_num_threads();
+        let per_task = if divided { GROUP.min(count) } else { count };
+        let mut out = vec![0.0f32; tokens.len() * count * width];
+        let target = Shared::new(&mut out);
+        let tasks: Vec<(usize, usize)> =
+            (0..tokens.len()).flat_map(|token| (0..count).step_by(per_task).map(move |head| (token, head))).collect();
+        tasks.into_par_iter().with_max_len(4).for_each(|(token, first_head)| {
+            let heads = per_task.min(count - first_head);
+            let start = (token * count + first_head) * stride;
+            let result = self.attend_token(tokens[token], &queries[start..start + heads * stride]);
+            let place = (token * count + first_head) * width;
+            // SAFETY: each task writes its own heads of its own token.
+            unsafe { target.at(place).copy_from_nonoverlapping(result.as_ptr(), result.len()) }
+        });
+        out
+    }
+
+    fn attend_token(&self, (span, i): (&Span, usize), queries: &[f32]) -> Vec<f32> {
+        let heads = queries.len() / self.stride;
+        let visible = span.first_position + i + 1;
+        let mut rows = SoftmaxRows::new(heads, self.heads.latent.next_multiple_of(16));
+        for (index, &block) in span.blocks.iter().enumerate().take(visible.div_ceil(BLOCK_TOKENS)) {
+            let cached = self.block_rows(block);
+            let run = Run {
+                keys: cached,
+                key_stride: self.stride,
+                key_width: self.stride,
+                values: cached,
+                value_stride: self.stride,
+                scale: self.heads.scale,
+            };
+            let visible = (visible - index * BLOCK_TOKENS).min(BLOCK_TOKENS);
+            for first in (0..heads).step_by(GROUP) {
+                rows.attend(queries, first..heads.min(first + GROUP), |_| visible, &run);
+            }
+        }
+        rows.finish()
+    }
+
+    /// Latents back to values: `[tokens, heads * value]`.
+    fn expand_outputs(&self, tokens: usize, latents: &[f32]) -> Vec<f32> {
+        let Heads { count, value, latent, .. } = self.heads;
+        let width = latent.next_multiple_of(16);
+        let mut out = vec![0.0f32; tokens * count * value];
+        let target = Shared::new(&mut out);
+        (0..count).into_par_iter().for_each(|head| {
+            let rows = Rows::dense(&latents[head * width..], count * width);
+            // SAFETY: each head writes its own columns of every row.
+            unsafe { self.weights[head].value.product_into(rows, tokens, target.at(head * value), count * value) }
+        });
+        out
+    }
+}
+
+/// Keys and values of neighbouring positions.
+struct Run<'a> {
+    keys: &'a [f32],
+    key_stride: usize,
+    key_width: usize,
+    values: &'a [f32],
+    value_stride: usize,
+    scale: f32,
+}
+
+/// Online softmax of some query rows.
+struct SoftmaxRows {
+    /// Largest score so far.
+    largest: Vec<f32>,
+    /// Sum of e^(score - largest).
+    sums: Vec<f32>,
+    /// Weighted values, `[rows, width]`.
+    values: Vec<f32>,
+    width: usize,
+}
+
+impl SoftmaxRows {
+    fn new(rows: usize, width: usize) -> Self {
+        Self { largest: vec![f32::NEG_INFINITY; rows], sums: vec![0.0; rows], values: vec![0.0; rows * width], width }
+    }
+
+    /// Rows `rows` attend to the first `visible(row)` positions of a run.
+    fn attend(&mut self, queries: &[f32], rows: std::ops::Range<usize>, visible: impl Fn(usize) -> usize, run: &Run) {
+        let row = |i: usize| (rows.start + i).min(rows.end - 1);
+        let seen = |i: usize| if rows.start + i < rows.end { visible(rows.start + i) } else { 0 };
+        let group = Group {
+            queries: std::array::from_fn(|i| queries[row(i) * run.key_width..].as_ptr()),
+            visible: std::array::from_fn(seen),
+            count: rows.len(),
+        };
+        let positions = group.visible.into_iter().max().unwrap_or(0).next_multiple_of(BLOCK_TOKENS);
+        assert!(positions * run.key_stride <= run.keys.len() && positions * run.value_stride <= run.values.len());
+        let state = State {
+            largest: self.largest[rows.start..rows.end].as_mut_ptr(),
+            sums: self.sums[rows.start..rows.end].as_mut_ptr(),
+            values: self.values[rows.start * self.width..rows.end * self.width].as_mut_ptr(),
+            width: self.width,
+        };
+        // SAFETY: queries, keys and values have whole lanes for every row and for all positions in
+        // whole blocks; the state has `count` rows.
+        unsafe { attend_group(Isa::best(), group, run, state) }
+    }
+
+    fn finish(mut self) -> Vec<f32> {
+        for (row, sum) in self.values.chunks_mut(self.width).zip(&self.sums) {
+            row.iter_mut().for_each(|value| *value /= sum);
+        }
+        self.values
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Group {
+    queries: [*const f32; GROUP],
+    visible: [usize; GROUP],
+    count: usize,
+}
+
+#[derive(Clone, Copy)]
+struct State {
+    largest: *mut f32,
+    sums: *mut f32,
+    values: *mut f32,
+    width: usize,
+}
+
+/// Each query of a group attends to its visible positions, sixteen at a time.
+#[inline(always)]
+unsafe fn attend_group_on<L: Lanes>(group: Group, run: &Run, state: State) {
+    let most = group.visible.into_iter().max().unwrap_or(0);
+    let mut weights = [[0.0f32; BLOCK_TOKENS]; GROUP];
+    for first in (0..most).step_by(BLOCK_TOKENS) {
+        let visible = group.visible.map(|visible| visible.saturating_sub(first).min(BLOCK_TOKENS));
+        // SAFETY: the caller's promise.
+        unsafe {
+            score::<L>(&group, run, first, &mut weights);
+            let mut shrink = [1.0f32; GROUP];
+            for i in 0..group.count {
+                if visible[i] > 0 {
+                    shrink[i] = soften::<L>(&mut weights[i], visible[i], run.scale, state.largest.add(i), state.sums.add(i));
+                }
+            }
+            let values = run.values.as_ptr().add(first * run.value_stride);
+            if group.count == GROUP && visible == [BLOCK_TOKENS; GROUP] {
+                gather_values::<L, GROUP>(&weights, shrink, values, run.value_stride, BLOCK_TOKENS, state, 0);
+            } else {
+                for i in 0..group.count {
+                    let weights = [weights[i]; 1];
+                    gather_values::<L, 1>(&weights, [shrink[i]], values, run.value_stride, visible[i], state, i);
+                }
+            }
+        }
+    }
+}
+
+per_isa! { fn attend_group = attend_group_on(group: Group, run: &Run, state: State) }
+
+/// Scores of each query and sixteen positions, before scaling.
+#[inline(always)]
+unsafe fn score<L: Lanes>(group: &Group, run: &Run, first: usize, scores: &mut [[f32; BLOCK_TOKENS]; GROUP]) {
+    for quarter in (0..BLOCK_TOKENS).step_by(GROUP) {
+        // SAFETY: the caller's promise: whole lanes, whole blocks.
+        unsafe {
+            let keys: [*const f32; GROUP] =
+                std::array::from_fn(|j| run.keys.as_ptr().add((first + quarter + j) * run.key_stride));
+            let mut sums = [L::splat(0.0); GROUP * GROUP];
+            for i in (0..run.key_width).step_by(16) {
+                let key: [L; GROUP] = std::array::from_fn(|j| L::load(keys[j].add(i)));
+                for q in 0..GROUP {
+                    let query = L::load(group.queries[q].add(i));
+                    for j in 0..GROUP {
+                        sums[q * GROUP + j] = query.mul_add(key[j], sums[q * GROUP + j]);
+                    }
+                }
+            }
+            let mut products = [0.0f32; GROUP * GROUP];
+            L::sum_each(sums).store(products.as_mut_ptr());
+            for q in 0..GROUP {
+                scores[q][quarter..quarter + GROUP].copy_from_slice(&products[q * GROUP..(q + 1) * GROUP]);
+            }
+        }
+    }
+}
+
+/// Turns one query's scores into weights and gives the factor by which earlier weights shrink.
+#[inline(always)]
+unsafe fn soften<L: Lanes>(scores: &mut [f32; BLOCK_TOKENS], visible: usize, scale: f32, largest: *mut f32, sum: *mut f32) -> f32 {
+    // SAFETY: scores are sixteen; `largest` and `sum` point to the row's state.
+    unsafe {
+        L::load(scores.as_ptr()).mul(L::splat(scale)).store(scores.as_mut_ptr());
+        scores[visible..].fill(f32::NEG_INFINITY);
+        let before = *largest;
+        let now = before.max(L::load(scores.as_ptr()).largest());
+        let shifted = L::load(scores.as_ptr()).sub(L::splat(now));
+        shifted.exp().store(scores.as_mut_ptr());
+        scores[visible..].fill(0.0);
+        let mut shrink = [0.0f32; 16];
+        L::splat(before - now).exp().store(shrink.as_mut_ptr());
+        *largest = now;
+        *sum = (*sum).mul_add(shrink[0], L::load(scores.as_ptr()).sum());
+        shrink[0]
+    }
+}
+
+/// Shrinks the sums of `R` rows from row `first` on and adds `count` weighted values, in their order.
+#[inline(always)]
+unsafe fn gather_values<L: Lanes, const R: usize>(
+    weights: &[[f32; BLOCK_TOKENS]; R],
+    shrink: [f32; R],
+    values: *const f32,
+    stride: usize,
+    count: usize,
+    state: State,
+    first: usize,
+) {
+    if count == 0 {
+        return;
+    }
+    let lanes = state.width / 16;
+    let mut lane = 0;
+    // SAFETY: values and sums have `width` elements for each position and row.
+    unsafe {
+        if L::VALUE_GROUPS == 4 {
+            while lane + 4 <= lanes {
+                gather_lanes::<L, R, 4>(weights, shrink, values.add(16 * lane), stride, count, state, (first, lane));
+                lane += 4;
+            }
+        }
+        while lane < lanes {
+            gather_lanes::<L, R, 1>(weights, shrink, values.add(16 * lane), stride, count, state, (first, lane));
+            lane += 1;
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn gather_lanes<L: Lanes, const R: usize, const G: usize>(
+    weights: &[[f32; BLOCK_TOKENS]; R],
+    shrink: [f32; R],
+    values: *const f32,
+    stride: usize,
+    count: usize,
+    state: State,
+    (first, lane): (usize, usize),
+) {
+    // SAFETY: as in `gather_values`.
+    unsafe {
+        let target = |r: usize, g: usize| state.values.add((first + r) * state.width + 16 * (lane + g));
+        let mut sums = [[L::splat(0.0); G]; R];
+        for r in 0..R {
+            for g in 0..G {
+                sums[r][g] = L::load(target(r, g)).mul(L::splat(shrink[r]));
+            }
+        }
+        for position in 0..count {
+            let value: [L; G] = std::array::from_fn(|g| L::load(values.add(position * stride + 16 * g)));
+            for r in 0..R {
+                let weight = L::splat(weights[r][position]);
+                for g in 0..G {
+                    sums[r][g] = weight.mul_add(value[g], sums[r][g]);
+                }
+            }
+        }
+        for r in 0..R {
+            for g in 0..G {
+                sums[r][g].store(target(r, g));
+            }
+        }
+    }
+}

@@ -2,9 +2,15 @@
 //!
 //! Knows layers and weights; does not know sequences, sampling or text.
 
+mod attention;
 mod config;
 mod error;
+mod feed_forward;
+mod step;
+mod transformer;
 mod weights;
 
 pub use config::{Config, MoeConfig, Yarn};
 pub use error::ModelError;
+pub use step::Step;
+pub use transformer::{Model, StepOutput};

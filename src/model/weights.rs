@@ -97,6 +97,24 @@ impl Checkpoint {
 
     /// A tensor's elements, once its shape and type are right.
     pub(crate) fn elements(&mut self, name: &str, expected: &[usize]) -> Result<Elements<'_>, ModelError> {
+        self.claim(name, expected)?;
+        Ok(self.claimed(name))
+    }
+
+    /// Two tensors of one shape, to be read together.
+    pub(crate) fn pair(&mut self, names: [&str; 2], expected: &[usize]) -> Result<[Elements<'_>; 2], ModelError> {
+        for name in names {
+            self.claim(name, expected)?;
+        }
+        Ok(names.map(|name| self.claimed(name)))
+    }
+
+    fn claimed(&self, name: &str) -> Elements<'_> {
+        let entry = &self.tensors[name];
+        Elements { bytes: &self.shards[entry.shard].map[entry.start..entry.end], dtype: entry.dtype }
+    }
+
+    fn claim(&mut self, name: &str, expected: &[usize]) -> Result<(), ModelError> {
         let Some(entry) = self.tensors.get(name) else {
             return Err(ModelError::Missing {
                 name: name.into(),
@@ -113,7 +131,7 @@ impl Checkpoint {
             return Err(ModelError::Dtype { name, found: format!("{:?}", entry.dtype), path });
         }
         self.used.insert(name);
-        Ok(Elements { bytes: &shard.map[entry.start..entry.end], dtype: entry.dtype })
+        Ok(())
     }
 
     /// A vector, widened.

@@ -1,0 +1,76 @@
+//! One layer's feed-forward part: dense, or shared experts beside routed ones.
+//!
+//! Source: DeepSeek-V2 (arXiv:2405.04434) §2.2; `DeepseekV2MLP` and `DeepseekV2MoE` in the released
+//! modeling file.
+
+use candle_core::{Result, Tensor};
+
+use super::config::MoeConfig;
+use super::weights::Checkpoint;
+use super::{Config, ModelError};
+use crate::ops::{self, Choice, Expert, Held, Matrix, Routing};
+
+/// The feed-forward part of one layer.
+pub(super) enum FeedForward {
+    Dense(Expert),
+    Mixture { router: Matrix, choice: Choice, routed: Vec<Expert>, shared: Option<Expert> },
+}
+
+impl FeedForward {
+    pub(super) fn load(checkpoint: &mut Checkpoint, config: &Config, layer: usize, held: Held) -> std::result::Result<Self, ModelError> {
+        let prefix = format!("model.layers.{layer}.mlp");
+        let hidden = config.hidden_size;
+        let Some(moe) = config.layer_moe(layer) else {
+            return Ok(Self::Dense(expert(checkpoint, &prefix, hidden, config.intermediate_size, held)?));
+        };
+        // The router decides in f32, however the other weights are held.
+        let router = checkpoint.matrix(&format!("{prefix}.gate.weight"), moe.routed_experts, hidden, Held::F32)?;
+        let width = moe.intermediate_size;
+        let routed = (0..moe.routed_experts)
+            .map(|id| expert(checkpoint, &format!("{prefix}.experts.{id}"), hidden, width, held))
+            .collect::<std::result::Result<_, _>>()?;
+        let shared = match moe.shared_experts {
+            0 => None,
+            count => Some(expert(checkpoint, &format!("{prefix}.shared_experts"), hidden, count * width, held)?),
+        };
+        Ok(Self::Mixture { router, choice: choice(moe), routed, shared })
+    }
+
+    /// `[tokens, hidden]` → the same, and where each token was routed in a mixture.
+    pub(super) fn forward(&self, x: &Tensor) -> Result<(Tensor, Option<Routing>)> {
+        match self {
+            Self::Dense(expert) => Ok((apply(expert, x)?, None)),
+            Self::Mixture { router, choice, routed, shared } => {
+                let logits = router.product(x)?.flatten_all()?.to_vec1::<f32>()?;
+                let routing = ops::route(&logits, routed.len(), *choice);
+                let y = ops::routed_experts(x, routed, &routing)?;
+                let y = match shared {
+                    Some(shared) => (y + apply(shared, x)?)?,
+                    None => y,
+                };
+                Ok((y, Some(routing)))
+            }
+        }
+    }
+}
+
+fn choice(moe: &MoeConfig) -> Choice {
+    Choice {
+        experts_per_token: moe.experts_per_token,
+        groups: moe.groups,
+        normalise: moe.norm_topk_prob,
+        scale: moe.routed_scaling_factor as f32,
+    }
+}
+
+fn expert(checkpoint: &mut Checkpoint, prefix: &str, hidden: usize, width: usize, held: Held) -> std::result::Result<Expert, ModelError> {
+    let names = [format!("{prefix}.gate_proj.weight"), format!("{prefix}.up_proj.weight")];
+    let [gate, up] = checkpoint.pair([&names[0], &names[1]], &[width, hidden])?;
+    let gate_up = Matrix::pack_gated(width, hidden, held, |o, i| gate.at(o * hidden + i), |o, i| up.at(o * hidden + i));
+    let down = checkpoint.matrix(&format!("{prefix}.down_proj.weight"), hidden, width, held)?;
+    Ok(Expert { gate_up, down })
+}
+
+fn apply(expert: &Expert, x: &Tensor) -> Result<Tensor> {
+    expert.down.product(&expert.gate_up.gated_product(x)?)
+}

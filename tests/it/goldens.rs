@@ -1,0 +1,184 @@
+//! The model agrees with an independent reference, alone and in ragged batches.
+
+use std::path::PathBuf;
+
+use nightshift::model::{Model, Step};
+use nightshift::ops::{BLOCK_TOKENS, Form, Held, LatentPool, Span};
+use serde_json::Value;
+
+/// Largest difference of logits that two right f32 implementations have.
+const TOLERANCE: f64 = 3e-4;
+const FIXTURES: [&str; 4] = ["a_v2like", "b_litelike", "c_plain_tied", "d_freq2_bias"];
+
+pub(crate) fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/goldens").join(name)
+}
+
+pub(crate) fn goldens(name: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(fixture(name).join("goldens.json")).unwrap()).unwrap()
+}
+
+fn load(name: &str) -> Model {
+    Model::load(&fixture(name), Held::F32, &|_, _| {}).unwrap()
+}
+
+pub(crate) fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+}
+
+fn difference(found: &[f32], expected: &[f64]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    found.iter().zip(expected).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max)
+}
+
+fn argmax(logits: &[f32]) -> u32 {
+    (0..logits.len()).rev().max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32
+}
+
+/// One sequence that a test steps by hand; sequence i owns its own run of blocks.
+struct Hand {
+    tokens: Vec<u32>,
+    prompt: usize,
+    done: usize,
+    blocks: Vec<u32>,
+}
+
+const BLOCKS_EACH: usize = 40;
+
+impl Hand {
+    fn new(index: usize, prompt: Vec<u32>) -> Self {
+        let blocks = (index * BLOCKS_EACH..(index + 1) * BLOCKS_EACH).map(|block| block as u32).collect();
+        Self { prompt: prompt.len(), tokens: prompt, done: 0, blocks }
+    }
+
+    /// Adds up to `most` of the tokens that are not in the cache yet; says whether all are now.
+    fn add_to(&mut self, step: &mut Step, most: usize) -> bool {
+        let end = self.tokens.len().min(self.done + most);
+        let boundary = self.prompt.clamp(self.done, end);
+        for (range, form) in [(self.done..boundary, Form::Prompt), (boundary..end, Form::Generated)] {
+            if range.is_empty() {
+                continue;
+            }
+            let first_row = step.tokens.len();
+            for position in range.clone() {
+                step.tokens.push(self.tokens[position]);
+                step.positions.push(position as u32);
+                let block = self.blocks[position / BLOCK_TOKENS];
+                step.slots.push(block * BLOCK_TOKENS as u32 + (position % BLOCK_TOKENS) as u32);
+            }
+            step.spans.push(Span {
+                first_row,
+                count: range.len(),
+                first_position: range.start,
+                form,
+                blocks: self.blocks.clone(),
+            });
+        }
+        self.done = end;
+        end == self.tokens.len()
+    }
+}
+
+fn pool(model: &Model, sequences: usize) -> LatentPool {
+    LatentPool::new(model.config().layers, sequences * BLOCKS_EACH, model.config().latent_width())
+}
+
+#[test]
+fn logits_and_greedy_ids_agree_with_the_reference_in_a_ragged_batch() {
+    for name in FIXTURES {
+        let (model, goldens) = (load(name), goldens(name));
+        let prompts = goldens["prompts"].as_array().unwrap();
+        let mut hands: Vec<Hand> = prompts.iter().enumerate().map(|(i, p)| Hand::new(i, ids(&p["ids"]))).collect();
+        let mut pool = pool(&model, hands.len());
+        for generated in 0..64 {
+            let mut step = Step::default();
+            for hand in &mut hands {
+                assert!(hand.add_to(&mut step, usize::MAX));
+                step.outputs.push(step.tokens.len() as u32 - 1);
+            }
+            let logits = model.forward(&step, &mut pool).unwrap().logits.to_vec2::<f32>().unwrap();
+            for ((hand, prompt), logits) in hands.iter_mut().zip(prompts).zip(&logits) {
+                let expected = match generated {
+                    0 => Some(&prompt["last_logits"]),
+                    63 => Some(&prompt["step64_logits"]),
+                    _ => None,
+                };
+                if let Some(expected) = expected {
+                    let difference = difference(logits, &numbers(expected));
+                    assert!(difference <= TOLERANCE, "{name} {} token {generated}: {difference}", prompt["name"]);
+                }
+                hand.tokens.push(argmax(logits));
+            }
+        }
+        for (hand, prompt) in hands.iter().zip(prompts) {
+            assert_eq!(hand.tokens[hand.prompt..], ids(&prompt["greedy_ids"]), "{name} {}", prompt["name"]);
+        }
+    }
+}
+
+#[test]
+fn log_probabilities_of_every_position_agree_with_the_reference() {
+    for name in FIXTURES {
+        let (model, goldens) = (load(name), goldens(name));
+        let per_position = &goldens["per_position"];
+        let prompt = &goldens["prompts"][per_position["prompt"].as_u64().unwrap() as usize];
+        let mut step = Step::default();
+        Hand::new(0, ids(&prompt["ids"])).add_to(&mut step, usize::MAX);
+        step.outputs = (0..step.tokens.len() as u32).collect();
+        let logits = model.forward(&step, &mut pool(&model, 1)).unwrap().logits.to_vec2::<f32>().unwrap();
+        for (position, logits) in logits.iter().enumerate() {
+            let sum: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
+            let expected_ids = ids(&per_position["top20_ids"][position]);
+            let expected = numbers(&per_position["top20_logprobs"][position]);
+            for (id, expected) in expected_ids.into_iter().zip(expected) {
+                let found = f64::from(logits[id as usize]) - sum.ln();
+                assert!((found - expected).abs() <= TOLERANCE, "{name} position {position} id {id}");
+            }
+        }
+    }
+}
+
+#[test]
+fn chunks_neighbours_and_recomputation_leave_every_bit_as_it_is() {
+    for (name, held) in FIXTURES.into_iter().flat_map(|name| [(name, Held::F32), (name, Held::Bf16)]) {
+        let model = Model::load(&fixture(name), held, &|_, _| {}).unwrap();
+        let goldens = goldens(name);
+        let prompt = &goldens["prompts"][goldens["per_position"]["prompt"].as_u64().unwrap() as usize];
+        let mut tokens = ids(&prompt["ids"]);
+        let prompt_tokens = tokens.len();
+        tokens.extend(ids(&prompt["greedy_ids"]));
+
+        // Token by token, alone.
+        let mut alone = Hand::new(0, tokens[..prompt_tokens].to_vec());
+        alone.tokens = tokens.clone();
+        let mut alone_pool = pool(&model, 1);
+        let mut expected = Vec::new();
+        while alone.done < tokens.len() {
+            let mut step = Step::default();
+            alone.add_to(&mut step, 1);
+            step.outputs = vec![0];
+            expected.extend(model.forward(&step, &mut alone_pool).unwrap().logits.to_vec2::<f32>().unwrap());
+        }
+
+        // In chunks of many sizes, beside a neighbour that moves at its own pace.
+        for chunk in [2, 7, 16, 33, 200] {
+            let mut neighbour = Hand::new(0, tokens[1..].to_vec());
+            let mut hand = Hand::new(1, tokens[..prompt_tokens].to_vec());
+            hand.tokens = tokens.clone();
+            let mut pool = pool(&model, 2);
+            while hand.done < tokens.len() {
+                let mut step = Step::default();
+                neighbour.add_to(&mut step, chunk / 2 + 1);
+                let (first, position) = (step.tokens.len(), hand.done);
+                hand.add_to(&mut step, chunk);
+                step.outputs = (first as u32..step.tokens.len() as u32).collect();
+                let logits = model.forward(&step, &mut pool).unwrap().logits.to_vec2::<f32>().unwrap();
+                assert!(logits == expected[position..hand.done], "{name} {held:?} chunk {chunk} at {position}");
+            }
+        }
+    }
+}

@@ -20,6 +20,8 @@
 //! `cli` 6 · `pipeline` 5 · `job` 4 · `engine` 3 · `input`, `prompt`, `batch`, `output`, `model` 2 ·
 //! `ops`, `storage` 1 · `row`, `sampling` 0.
 
+pub mod batch;
+pub mod engine;
 pub mod model;
 pub mod ops;
 pub mod row;

@@ -17,6 +17,7 @@ mod norm;
 mod portable;
 mod rope;
 mod router;
+mod softmax;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -29,3 +30,4 @@ pub use matmul::{Held, Matrix};
 pub use norm::{add_bias, rms_norm};
 pub use rope::{Rotation, rotate_queries, store_latents};
 pub use router::{Choice, Routing, route};
+pub use softmax::exponentials;

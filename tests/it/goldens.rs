@@ -57,7 +57,7 @@ impl Hand {
 
     /// Adds up to `most` of the tokens that are not in the cache yet; says whether all are now.
     fn add_to(&mut self, step: &mut Step, most: usize) -> bool {
-        let end = self.tokens.len().min(self.done + most);
+        let end = self.tokens.len().min(self.done.saturating_add(most));
         let boundary = self.prompt.clamp(self.done, end);
         for (range, form) in [(self.done..boundary, Form::Prompt), (boundary..end, Form::Generated)] {
             if range.is_empty() {

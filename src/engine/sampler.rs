@@ -1,0 +1,243 @@
+//! From logits to a token: penalties, temperature, truncation, one draw, log-probabilities.
+
+use super::draw::Draw;
+use crate::ops;
+use crate::row::TokenLogprob;
+use crate::sampling::Sampling;
+
+/// What the sampler needs to know of a sequence.
+pub(super) struct Choice<'a> {
+    pub(super) sampling: &'a Sampling,
+    pub(super) draw: Draw,
+    /// Prompt and completion so far.
+    pub(super) tokens: &'a [u32],
+    /// Prompt tokens among them.
+    pub(super) prompt_tokens: usize,
+    /// Tokens that may not be chosen yet.
+    pub(super) forbidden: &'a [u32],
+    /// Log-probabilities to give: of the chosen token, and of so many most probable ones.
+    pub(super) logprobs: Logprobs,
+}
+
+/// Which log-probabilities are wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Logprobs {
+    /// That of each chosen token.
+    pub chosen: bool,
+    /// Those of so many most probable tokens of each position.
+    pub top: usize,
+}
+
+/// A chosen token.
+#[derive(Debug, PartialEq)]
+pub(super) struct Chosen {
+    pub(super) token: u32,
+    pub(super) logprob: f32,
+    pub(super) top: Vec<TokenLogprob>,
+}
+
+/// Chooses a token; none if the logits are not numbers.
+///
+/// Log-probabilities are those of the model itself, before penalties, temperature and truncation.
+pub(super) fn choose(logits: &[f32], choice: &Choice) -> Option<Chosen> {
+    if !logits.iter().all(|x| x.is_finite()) {
+        return None;
+    }
+    let mut adjusted = None;
+    let sampling = choice.sampling;
+    let penalised =
+        sampling.repetition_penalty != 1.0 || sampling.presence_penalty != 0.0 || sampling.frequency_penalty != 0.0;
+    if penalised || !choice.forbidden.is_empty() {
+        adjusted = Some(adjust(logits, choice));
+    }
+    let scores = adjusted.as_deref().unwrap_or(logits);
+    let token = if sampling.temperature == 0.0 { argmax(scores) } else { sample(scores, sampling, choice.draw) };
+    let Logprobs { chosen, top } = choice.logprobs;
+    if !chosen && top == 0 {
+        return Some(Chosen { token, logprob: 0.0, top: Vec::new() });
+    }
+    let largest = logits[argmax(logits) as usize];
+    let log_sum = ops::exponentials(logits, largest, 1.0, &mut []).ln();
+    let logprob = |id: u32| (f64::from(logits[id as usize] - largest) - log_sum) as f32;
+    let top = most_probable(logits, top).into_iter().map(|token_id| TokenLogprob { token_id, logprob: logprob(token_id) });
+    Some(Chosen { token, logprob: logprob(token), top: top.collect() })
+}
+
+/// Applies penalties and takes forbidden tokens away.
+fn adjust(logits: &[f32], choice: &Choice) -> Vec<f32> {
+    let sampling = choice.sampling;
+    let mut scores = logits.to_vec();
+    if sampling.repetition_penalty != 1.0 {
+        let mut seen = choice.tokens.to_vec();
+        seen.sort_unstable();
+        seen.dedup();
+        for id in seen {
+            let score = &mut scores[id as usize];
+            *score = if *score > 0.0 { *score / sampling.repetition_penalty } else { *score * sampling.repetition_penalty };
+        }
+    }
+    let mut generated = choice.tokens[choice.prompt_tokens..].to_vec();
+    generated.sort_unstable();
+    for run in generated.chunk_by(|a, b| a == b) {
+        scores[run[0] as usize] -= sampling.presence_penalty + sampling.frequency_penalty * run.len() as f32;
+    }
+    for &id in choice.forbidden {
+        if let Some(score) = scores.get_mut(id as usize) {
+            *score = f32::NEG_INFINITY;
+        }
+    }
+    scores
+}
+
+/// The id of the largest score, the lowest id on a tie.
+fn argmax(scores: &[f32]) -> u32 {
+    let mut best = 0;
+    for (id, score) in scores.iter().enumerate() {
+        if *score > scores[best] {
+            best = id;
+        }
+    }
+    best as u32
+}
+
+/// Ids of the `count` largest scores, best first, the lower id on a tie.
+fn most_probable(scores: &[f32], count: usize) -> Vec<u32> {
+    let better = |a: &u32, b: &u32| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b));
+    let mut ids: Vec<u32> = (0..scores.len() as u32).collect();
+    if count < ids.len() {
+        ids.select_nth_unstable_by(count, better);
+        ids.truncate(count);
+    }
+    ids.sort_unstable_by(better);
+    ids
+}
+
+/// Draws from the tempered and truncated distribution.
+fn sample(scores: &[f32], sampling: &Sampling, draw: Draw) -> u32 {
+    let largest = scores[argmax(scores) as usize];
+    let mut weights = vec![0.0f32; scores.len()];
+    let total = ops::exponentials(scores, largest, 1.0 / sampling.temperature, &mut weights);
+    let whole = sampling.top_k == 0 && sampling.top_p >= 1.0 && sampling.min_p == 0.0;
+    if whole {
+        return pick(weights.iter().enumerate().map(|(id, &w)| (id as u32, w)), total * draw.uniform());
+    }
+    let mut ids: Vec<u32> = match sampling.top_k as usize {
+        0 => most_probable(&weights, weights.len()),
+        k => most_probable(&weights, k.min(weights.len())),
+    };
+    let mass: f64 = ids.iter().map(|&id| f64::from(weights[id as usize])).sum();
+    ids.truncate(nucleus(&ids, &weights, mass * f64::from(sampling.top_p)));
+    // The most probable token has weight 1.
+    let kept = ids.iter().take_while(|&&id| weights[id as usize] >= sampling.min_p).count();
+    ids.truncate(kept.max(1));
+    let total: f64 = ids.iter().map(|&id| f64::from(weights[id as usize])).sum();
+    pick(ids.iter().map(|&id| (id, weights[id as usize])), total * draw.uniform())
+}
+
+/// How many of the most probable ids reach `mass` together.
+fn nucleus(ids: &[u32], weights: &[f32], mass: f64) -> usize {
+    let mut sum = 0.0;
+    for (count, &id) in ids.iter().enumerate() {
+        sum += f64::from(weights[id as usize]);
+        if sum >= mass {
+            return count + 1;
+        }
+    }
+    ids.len()
+}
+
+/// The id at which the running sum of weights passes `point`.
+fn pick(weights: impl Iterator<Item = (u32, f32)>, point: f64) -> u32 {
+    let (mut sum, mut last) = (0.0, 0);
+    for (id, weight) in weights.filter(|(_, weight)| *weight > 0.0) {
+        sum += f64::from(weight);
+        last = id;
+        if sum > point {
+            break;
+        }
+    }
+    last
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::row::DrawKey;
+
+    fn choice<'a>(sampling: &'a Sampling, tokens: &'a [u32], key: u64) -> Choice<'a> {
+        Choice {
+            sampling,
+            draw: Draw { seed: 7, key: DrawKey(key), sample_index: 0, position: 0 },
+            tokens,
+            prompt_tokens: 1,
+            forbidden: &[],
+            logprobs: Logprobs { chosen: true, top: 2 },
+        }
+    }
+
+    const LOGITS: [f32; 6] = [0.0, 2.0, 1.0, 2.0, -3.0, 0.5];
+
+    #[test]
+    fn greedy_takes_the_lowest_of_equal_ids_and_reports_the_models_own_log_probabilities() {
+        let sampling = Sampling::default();
+        let chosen = choose(&LOGITS, &choice(&sampling, &[0], 1)).unwrap();
+        let sum: f64 = LOGITS.iter().map(|&x| f64::from(x).exp()).sum();
+        assert_eq!(chosen.token, 1);
+        assert!((f64::from(chosen.logprob) - (2.0 - sum.ln())).abs() < 1e-6);
+        assert_eq!(chosen.top.iter().map(|t| t.token_id).collect::<Vec<_>>(), [1, 3]);
+    }
+
+    #[test]
+    fn penalties_and_forbidden_tokens_change_the_choice() {
+        let penalised = |change: fn(&mut Sampling)| {
+            let mut sampling = Sampling::default();
+            change(&mut sampling);
+            choose(&LOGITS, &choice(&sampling, &[3, 1, 1], 1)).unwrap().token
+        };
+        assert_eq!(penalised(|s| s.presence_penalty = 0.5), 3);
+        assert_eq!(penalised(|s| s.frequency_penalty = 0.1), 3);
+        assert_eq!(penalised(|s| s.repetition_penalty = 4.0), 2);
+        let sampling = Sampling::default();
+        let forbidden = Choice { forbidden: &[1, 3], ..choice(&sampling, &[0], 1) };
+        assert_eq!(choose(&LOGITS, &forbidden).unwrap().token, 2);
+    }
+
+    #[test]
+    fn logits_that_are_not_numbers_choose_nothing() {
+        let sampling = Sampling::default();
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert_eq!(choose(&[0.0, bad], &choice(&sampling, &[0], 1)), None);
+        }
+    }
+
+    /// Draws follow the exact truncated distribution: Pearson's chi-square below its 99.9 % point.
+    #[test]
+    fn draws_follow_the_exact_distribution() {
+        let cases: [(fn(&mut Sampling), &[usize]); 4] = [
+            (|_| {}, &[0, 1, 2, 3, 4, 5]),
+            (|s| s.top_k = 3, &[1, 2, 3]),
+            (|s| s.top_p = 0.7, &[1, 3]),
+            (|s| s.min_p = 0.3, &[1, 2, 3]),
+        ];
+        for (change, allowed) in cases {
+            let mut sampling = Sampling { temperature: 1.0, ..Sampling::default() };
+            change(&mut sampling);
+            let draws = 20_000;
+            let mut counts = [0.0f64; 6];
+            for key in 0..draws {
+                counts[choose(&LOGITS, &choice(&sampling, &[0], key)).unwrap().token as usize] += 1.0;
+            }
+            let mass: f64 = allowed.iter().map(|&id| f64::from(LOGITS[id]).exp()).sum();
+            let mut chi_square = 0.0;
+            for (id, count) in counts.iter().enumerate() {
+                if !allowed.contains(&id) {
+                    assert_eq!(*count, 0.0, "token {id} was drawn outside of {allowed:?}");
+                    continue;
+                }
+                let expected = f64::from(LOGITS[id]).exp() / mass * draws as f64;
+                chi_square += (count - expected).powi(2) / expected;
+            }
+            assert!(chi_square < 20.5, "{allowed:?}: {chi_square}");
+        }
+    }
+}

@@ -24,5 +24,6 @@ pub mod batch;
 pub mod engine;
 pub mod model;
 pub mod ops;
+pub mod prompt;
 pub mod row;
 pub mod sampling;

@@ -1,3 +1,4 @@
 //! Behaviour of nightshift from outside, one module for each subject.
 
 mod goldens;
+mod text;

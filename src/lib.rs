@@ -22,8 +22,13 @@
 
 pub mod batch;
 pub mod engine;
+pub mod input;
+pub mod job;
 pub mod model;
 pub mod ops;
+pub mod output;
+pub mod pipeline;
 pub mod prompt;
 pub mod row;
 pub mod sampling;
+pub mod storage;

@@ -12,5 +12,6 @@ mod weights;
 
 pub use config::{Config, MoeConfig, Yarn};
 pub use error::ModelError;
+pub(crate) use weights::shard_names;
 pub use step::Step;
 pub use transformer::{Model, StepOutput};

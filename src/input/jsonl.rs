@@ -1,0 +1,108 @@
+//! JSONL objects: one scan at discovery finds where partitions begin, later reads begin there.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::discover::Packing;
+use super::lines::{Line, Lines};
+use super::{InputError, InputSpec};
+use crate::row::{FailureCode, RowFailure};
+use crate::storage::{Location, Storage};
+
+/// Where a partition begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    /// 1-based line number.
+    line: u64,
+    /// Offset in the decompressed object.
+    offset: u64,
+}
+
+/// What a scan found.
+#[derive(Debug)]
+pub(super) struct Scan {
+    pub(super) rows: u64,
+    /// One for each partition.
+    pub(super) marks: Arc<[Mark]>,
+}
+
+/// A row's columns, or why it has none, with the number of its line.
+pub(super) struct RawRow {
+    pub(super) line: u64,
+    pub(super) columns: Result<Map<String, Value>, RowFailure>,
+}
+
+/// A JSONL object and how it is read.
+pub(super) struct Jsonl<'a> {
+    pub(super) storage: &'a Storage,
+    pub(super) location: &'a Location,
+    pub(super) packing: Packing,
+    pub(super) name: &'a str,
+    pub(super) spec: &'a InputSpec,
+}
+
+impl Jsonl<'_> {
+    fn lines(&self, mark: Mark) -> Result<Lines, InputError> {
+        let place = (self.location, self.packing);
+        Lines::open(self.storage, place, self.name, self.spec.max_line_bytes, (mark.line, mark.offset))
+    }
+
+    /// Counts up to `most` rows; the first parsable ones are handed to `sample` while it takes them.
+    pub(super) fn scan(
+        &self,
+        most: u64,
+        rows_per_part: u64,
+        mut sample: impl FnMut(Map<String, Value>) -> bool,
+    ) -> Result<Scan, InputError> {
+        let mut lines = self.lines(Mark { line: 1, offset: 0 })?;
+        let (mut rows, mut marks, mut sampling) = (0, Vec::new(), true);
+        while rows < most {
+            let Some(line) = lines.next()? else { break };
+            if rows % rows_per_part == 0 {
+                marks.push(Mark { line: line.number, offset: line.offset });
+            }
+            rows += 1;
+            if sampling && let Ok(columns) = parse(&line, self.spec.max_line_bytes) {
+                sampling = sample(columns);
+            }
+        }
+        Ok(Scan { rows, marks: marks.into() })
+    }
+
+    /// Reads a partition's rows.
+    pub(super) fn read(&self, mark: Option<&Mark>, rows: u64) -> Result<Vec<RawRow>, InputError> {
+        let Some(mark) = mark.filter(|_| rows > 0) else { return Ok(Vec::new()) };
+        let mut lines = self.lines(*mark)?;
+        let mut read = Vec::with_capacity(rows as usize);
+        while (read.len() as u64) < rows {
+            let Some(line) = lines.next()? else {
+                let message = format!("it ended {} rows early: it was changed during the run", rows - read.len() as u64);
+                return Err(InputError::Read { object: self.name.into(), message });
+            };
+            read.push(RawRow { line: line.number, columns: parse(&line, self.spec.max_line_bytes) });
+        }
+        Ok(read)
+    }
+}
+
+fn parse(line: &Line, max_bytes: usize) -> Result<Map<String, Value>, RowFailure> {
+    let fail = |code, message: String| Err(RowFailure::new(code, message));
+    let Some(bytes) = &line.bytes else {
+        return fail(FailureCode::LineTooLong, format!("the line is longer than {max_bytes} bytes"));
+    };
+    let text = match std::str::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) => return fail(FailureCode::InvalidUtf8, format!("byte {} of the line is not UTF-8", error.valid_up_to())),
+    };
+    match serde_json::from_str(text) {
+        Ok(Value::Object(columns)) => Ok(columns),
+        Ok(_) => fail(FailureCode::MalformedJson, "the line is not a JSON object".into()),
+        Err(error) => {
+            // The error's own line is always 1 here and would be taken for the object's.
+            let message = error.to_string();
+            let message = message.split(" at line ").next().unwrap_or_default();
+            fail(FailureCode::MalformedJson, format!("the line is not valid JSON at column {}: {message}", error.column()))
+        }
+    }
+}

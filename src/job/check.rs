@@ -1,0 +1,205 @@
+//! A job file that parses → a job that can run: required keys, ranges, contradictions, all at once.
+
+use std::path::Path;
+
+use serde_json::json;
+
+use super::error::Problem;
+use super::file::{CompressionChoice, DeviceKind, Extra, Format, InputSection, JobFile, OutputSection, SamplingSection, TooLongChoice};
+use super::setting::Setting;
+use super::written::line_of;
+use super::{BatchSpec, Job};
+use crate::input::{DEFAULT_MAX_LINE_BYTES, FormatChoice, InputSpec, PromptColumns};
+use crate::output::{Compression, Include, OutputSpec};
+use crate::prompt::{PromptSpec, TooLong};
+use crate::sampling::SamplingSpec;
+
+/// Most alternatives of each position.
+const MAX_TOP_LOGPROBS: u32 = 100;
+
+/// Checks a parsed file; `problems` has what the parser found.
+pub(super) fn check(file: JobFile, name: String, base: &Path, text: &str, problems: Vec<Problem>) -> Result<Job, Vec<Problem>> {
+    let mut report = Report { text, problems };
+    let JobFile { model, devices, input, sampling, batch, output } = file;
+    let model_path = report.required("model.path", model.path);
+    let output_path = report.required("output.path", output.path.clone());
+    report.expect(!input.paths.is_empty(), "input.paths", "is missing: at least one file, glob or folder");
+    let (columns, template) = prompt_columns(&input, &mut report);
+    report.expect(input.system.is_none() || template.is_some(), "input.system", "needs `input.template`");
+    report.expect(devices.ranks == 1, "devices.ranks", "only 1 is supported yet");
+    report.expect(devices.stages == 1, "devices.stages", "only 1 is supported yet");
+    report.expect(devices.kind == DeviceKind::Cpu, "devices.kind", "this build of nightshift computes on the CPU only; use \"cpu\"");
+    let sampling = sampling_spec(sampling);
+    for problem in sampling.defaults().problems() {
+        report.problem("sampling", problem);
+    }
+    report.expect(batch.max_sequences >= 1, "batch.max_sequences", "is 0, expected at least 1");
+    report.expect(batch.max_step_tokens >= 1, "batch.max_step_tokens", "is 0, expected at least 1");
+    report.expect(batch.window_rows >= 1, "batch.window_rows", "is 0, expected at least 1");
+    report.expect((1..=1 << 32).contains(&output.rows_per_part), "output.rows_per_part", "expected 1 to 4294967296");
+    let cache_bytes = cache_bytes(batch.cache.0, &mut report);
+    let include = include(&output, &mut report);
+    let compression = match output.compression {
+        CompressionChoice::Zstd => Compression::Zstd,
+        CompressionChoice::Snappy => Compression::Snappy,
+        CompressionChoice::Gzip => Compression::Gzip,
+        CompressionChoice::Lz4 => Compression::Lz4,
+        CompressionChoice::None => Compression::None,
+    };
+    if !report.problems.is_empty() {
+        return Err(report.problems);
+    }
+    let identity = json!({
+        "model": { "dtype": model.dtype },
+        "input": {
+            "paths": input.paths, "format": input.format, "messages": input.messages, "prompt": input.prompt,
+            "prompt_token_ids": input.prompt_token_ids, "template": input.template, "system": input.system,
+            "id": input.id, "keep": input.keep, "too_long": input.too_long, "limit": input.limit,
+        },
+        "sampling": sampling,
+        "output": {
+            "rows_per_part": output.rows_per_part, "include": output.include,
+            "top_logprobs": output.top_logprobs, "compression": output.compression,
+        },
+    });
+    Ok(Job {
+        name,
+        base: base.into(),
+        model_path,
+        dtype: model.dtype,
+        threads: devices.threads,
+        prompt: PromptSpec {
+            template,
+            system: input.system,
+            too_long: match input.too_long {
+                TooLongChoice::Fail => TooLong::Fail,
+                TooLongChoice::TruncateLeft => TooLong::TruncateLeft,
+                TooLongChoice::TruncateRight => TooLong::TruncateRight,
+            },
+            draw_by_id: input.id.is_some(),
+        },
+        input: InputSpec {
+            base: base.into(),
+            paths: input.paths,
+            format: match input.format {
+                Format::Auto => FormatChoice::Auto,
+                Format::Jsonl => FormatChoice::Jsonl,
+                Format::Parquet => FormatChoice::Parquet,
+            },
+            prompt: columns,
+            id: input.id,
+            keep: input.keep,
+            limit: input.limit,
+            sampling,
+            max_line_bytes: DEFAULT_MAX_LINE_BYTES,
+        },
+        batch: BatchSpec {
+            max_sequences: batch.max_sequences,
+            max_step_tokens: batch.max_step_tokens,
+            cache_bytes,
+            window_rows: batch.window_rows,
+        },
+        output_path,
+        rows_per_part: output.rows_per_part,
+        output: OutputSpec { include, compression },
+        top_logprobs: output.top_logprobs,
+        identity,
+    })
+}
+
+struct Report<'a> {
+    text: &'a str,
+    problems: Vec<Problem>,
+}
+
+impl Report<'_> {
+    fn problem(&mut self, key: &str, message: String) {
+        // A key whose value the parser refused is missing here for that reason only.
+        if self.problems.iter().any(|problem| problem.key == key && key.contains('.')) {
+            return;
+        }
+        self.problems.push(Problem { key: key.into(), line: line_of(self.text, key), message, hint: None });
+    }
+
+    fn expect(&mut self, holds: bool, key: &str, message: &str) {
+        if !holds {
+            self.problem(key, message.into());
+        }
+    }
+
+    fn required(&mut self, key: &str, value: Option<String>) -> String {
+        self.expect(value.as_ref().is_some_and(|value| !value.is_empty()), key, "is missing");
+        value.unwrap_or_default()
+    }
+}
+
+fn prompt_columns(input: &InputSection, report: &mut Report) -> (PromptColumns, Option<String>) {
+    let InputSection { messages, prompt, prompt_token_ids, template, .. } = input;
+    match (messages, prompt, prompt_token_ids, template) {
+        (Some(column), None, None, None) => (PromptColumns::Messages(column.clone()), None),
+        (None, Some(column), None, None) => (PromptColumns::Text(column.clone()), None),
+        (None, None, Some(column), None) => (PromptColumns::TokenIds(column.clone()), None),
+        (None, None, None, Some(template)) => (PromptColumns::Template, Some(template.clone())),
+        _ => {
+            let given = [messages, prompt, prompt_token_ids, template].into_iter().flatten().count();
+            let message = format!("exactly one of `messages`, `prompt`, `prompt_token_ids` and `template` is needed, {given} are given");
+            report.problem("input", message);
+            (PromptColumns::Template, None)
+        }
+    }
+}
+
+fn sampling_spec(section: SamplingSection) -> SamplingSpec {
+    fn put<T>(target: &mut crate::sampling::Setting<T>, written: Option<Setting<T>>) {
+        if let Some(Setting { column, default }) = written {
+            target.column = column;
+            if let Some(default) = default {
+                target.default = default;
+            }
+        }
+    }
+    let mut spec = SamplingSpec::default();
+    put(&mut spec.max_tokens, section.max_tokens);
+    put(&mut spec.temperature, section.temperature);
+    put(&mut spec.top_k, section.top_k);
+    put(&mut spec.top_p, section.top_p);
+    put(&mut spec.min_p, section.min_p);
+    put(&mut spec.repetition_penalty, section.repetition_penalty);
+    put(&mut spec.presence_penalty, section.presence_penalty);
+    put(&mut spec.frequency_penalty, section.frequency_penalty);
+    put(&mut spec.stop, section.stop);
+    put(&mut spec.stop_token_ids, section.stop_token_ids);
+    put(&mut spec.ignore_eos, section.ignore_eos);
+    put(&mut spec.min_tokens, section.min_tokens);
+    put(&mut spec.n, section.n);
+    put(&mut spec.seed, section.seed);
+    spec
+}
+
+fn cache_bytes(written: Option<toml::Value>, report: &mut Report) -> Option<u64> {
+    let bytes = match &written {
+        None => return None,
+        Some(toml::Value::String(text)) if text == "auto" => return None,
+        Some(toml::Value::String(text)) => text.parse::<bytesize::ByteSize>().ok().map(|size| size.as_u64()),
+        Some(toml::Value::Integer(bytes)) => u64::try_from(*bytes).ok(),
+        Some(_) => None,
+    };
+    report.expect(bytes.is_some_and(|bytes| bytes > 0), "batch.cache", "expected \"auto\" or bytes such as \"2GiB\"");
+    bytes
+}
+
+fn include(output: &OutputSection, report: &mut Report) -> Include {
+    let has = |extra: Extra| output.include.contains(&extra);
+    let top = has(Extra::TopLogprobs);
+    let count = output.top_logprobs;
+    report.expect(count <= MAX_TOP_LOGPROBS, "output.top_logprobs", "expected at most 100");
+    report.expect(!top || count > 0, "output.top_logprobs", "is 0, but `output.include` asks for `top_logprobs`");
+    report.expect(top || count == 0, "output.include", "needs `top_logprobs` for `output.top_logprobs` to show");
+    Include {
+        token_ids: has(Extra::TokenIds),
+        logprobs: has(Extra::Logprobs),
+        top_logprobs: top,
+        messages: has(Extra::Messages),
+        prompt: has(Extra::Prompt),
+    }
+}

@@ -1,0 +1,245 @@
+//! The job file as it is written: every key with its default. Doc comments are the schema's texts.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::setting::Setting;
+
+/// A nightshift job. Relative paths are relative to the job file.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(title = "nightshift job")]
+pub(super) struct JobFile {
+    /// The model.
+    pub(super) model: ModelSection,
+    /// What computes.
+    pub(super) devices: DevicesSection,
+    /// Where rows come from and which of their columns mean what.
+    pub(super) input: InputSection,
+    /// How tokens are chosen. Each key may instead name a column: `{ column = "n_out", default = 128 }`.
+    pub(super) sampling: SamplingSection,
+    /// How rows are batched: speed only, never a completion.
+    pub(super) batch: BatchSection,
+    /// Where completions go and what they carry.
+    pub(super) output: OutputSection,
+}
+
+/// `[model]`
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct ModelSection {
+    /// Hugging Face folder: config.json, safetensors, tokenizer.json, tokenizer_config.json. Required.
+    pub(super) path: Option<String>,
+    /// How weights are held in memory: `f32` or `bf16`. BF16 halves the memory of released models and
+    /// computes the same.
+    pub(super) dtype: Dtype,
+}
+
+/// How weights are held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// 16 bits.
+    Bf16,
+}
+
+/// `[devices]`
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct DevicesSection {
+    /// `cpu` or `cuda`.
+    pub(super) kind: DeviceKind,
+    /// Compute threads; 0: all cores.
+    pub(super) threads: usize,
+    /// Expert-parallel ranks of a stage; 1 for now.
+    pub(super) ranks: usize,
+    /// Pipeline stages; 1 for now.
+    pub(super) stages: usize,
+}
+
+impl Default for DevicesSection {
+    fn default() -> Self {
+        Self { kind: DeviceKind::Cpu, threads: 0, ranks: 1, stages: 1 }
+    }
+}
+
+/// A kind of device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum DeviceKind {
+    Cpu,
+    Cuda,
+}
+
+/// `[input]`
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct InputSection {
+    /// Files, globs and folders: .jsonl, .jsonl.gz, .jsonl.zst and .parquet, several and mixed. Required.
+    pub(super) paths: Vec<String>,
+    /// `auto` (by extension), `jsonl` or `parquet`.
+    pub(super) format: Format,
+    /// Column of conversations: lists of {role, content}, or ShareGPT's {from, value}. Exactly one of
+    /// `messages`, `prompt`, `prompt_token_ids` and `template` is given.
+    pub(super) messages: Option<String>,
+    /// Column of texts to continue.
+    pub(super) prompt: Option<String>,
+    /// Column of lists of token ids, taken as they are.
+    pub(super) prompt_token_ids: Option<String>,
+    /// Jinja template over all columns of the row, whose text is continued.
+    pub(super) template: Option<String>,
+    /// With `template`: makes its text the user's turn of a chat that begins with this system turn.
+    pub(super) system: Option<String>,
+    /// Column that identifies rows; by default a row's position does.
+    pub(super) id: Option<String>,
+    /// Columns that are passed through with their names and types.
+    pub(super) keep: Vec<String>,
+    /// What happens to prompts longer than the model's context: `fail`, `truncate_left` or
+    /// `truncate_right`.
+    pub(super) too_long: TooLongChoice,
+    /// Takes only so many rows; 0: all.
+    pub(super) limit: u64,
+}
+
+/// How an input file is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Format {
+    #[default]
+    Auto,
+    Jsonl,
+    Parquet,
+}
+
+/// What happens to prompts that are too long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum TooLongChoice {
+    #[default]
+    Fail,
+    TruncateLeft,
+    TruncateRight,
+}
+
+/// `[sampling]`
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct SamplingSection {
+    /// Most tokens to generate, the stopping token included; at least 1. Default 128.
+    pub(super) max_tokens: Option<Setting<u32>>,
+    /// 0 is greedy. Default 0.
+    pub(super) temperature: Option<Setting<f32>>,
+    /// Keeps the k most probable tokens; 0 keeps all. Default 0.
+    pub(super) top_k: Option<Setting<u32>>,
+    /// Keeps the fewest most probable tokens that reach this probability; in (0, 1]. Default 1.
+    pub(super) top_p: Option<Setting<f32>>,
+    /// Drops tokens less probable than this times the most probable one; 0 to 1. Default 0.
+    pub(super) min_p: Option<Setting<f32>>,
+    /// Makes tokens of prompt and completion less likely; above 0, 1 changes nothing. Default 1.
+    pub(super) repetition_penalty: Option<Setting<f32>>,
+    /// Subtracted from the logits of tokens generated before; -2 to 2. Default 0.
+    pub(super) presence_penalty: Option<Setting<f32>>,
+    /// Subtracted from the logits of generated tokens for each time; -2 to 2. Default 0.
+    pub(super) frequency_penalty: Option<Setting<f32>>,
+    /// Strings that end a completion and are cut from it.
+    pub(super) stop: Option<Setting<Vec<String>>>,
+    /// Token ids that end a completion.
+    pub(super) stop_token_ids: Option<Setting<Vec<u32>>>,
+    /// Goes on after the end-of-sequence token. Default false.
+    pub(super) ignore_eos: Option<Setting<bool>>,
+    /// Neither end-of-sequence nor stop before so many tokens. Default 0.
+    pub(super) min_tokens: Option<Setting<u32>>,
+    /// Completions of each row, 1 to 1024. Default 1.
+    pub(super) n: Option<Setting<u32>>,
+    /// Seed of the random draws. Default 0.
+    pub(super) seed: Option<Setting<u64>>,
+}
+
+/// `[batch]`
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct BatchSection {
+    /// Most running sequences.
+    pub(super) max_sequences: usize,
+    /// Most tokens of a step, prompt chunks and decoded tokens together.
+    pub(super) max_step_tokens: usize,
+    /// Memory of the latent cache: bytes (`"2GiB"`, `536870912`), or `"auto"`: a quarter of free memory,
+    /// but no more than the batch can use.
+    pub(super) cache: CacheChoice,
+    /// Rows that are read ahead and ordered together.
+    pub(super) window_rows: u64,
+}
+
+impl Default for BatchSection {
+    fn default() -> Self {
+        Self { max_sequences: 64, max_step_tokens: 2048, cache: CacheChoice::default(), window_rows: 8192 }
+    }
+}
+
+/// A number of bytes with or without unit, or `auto`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(transparent)]
+pub(super) struct CacheChoice(pub(super) Option<toml::Value>);
+
+impl JsonSchema for CacheChoice {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "CacheChoice".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": ["string", "integer"], "default": "auto" })
+    }
+}
+
+/// `[output]`
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct OutputSection {
+    /// Folder of this job alone. Required.
+    pub(super) path: Option<String>,
+    /// Input rows of each part: the unit of committing and resuming.
+    pub(super) rows_per_part: u64,
+    /// Optional columns: `token_ids`, `logprobs`, `top_logprobs`, `messages`, `prompt`.
+    pub(super) include: Vec<Extra>,
+    /// How many of the most probable tokens `top_logprobs` has; 1 to 100.
+    pub(super) top_logprobs: u32,
+    /// `zstd`, `snappy`, `gzip`, `lz4` or `none`.
+    pub(super) compression: CompressionChoice,
+}
+
+impl Default for OutputSection {
+    fn default() -> Self {
+        Self {
+            path: None,
+            rows_per_part: 1000,
+            include: Vec::new(),
+            top_logprobs: 0,
+            compression: CompressionChoice::Zstd,
+        }
+    }
+}
+
+/// An optional output column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Extra {
+    TokenIds,
+    Logprobs,
+    TopLogprobs,
+    Messages,
+    Prompt,
+}
+
+/// How parts are compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum CompressionChoice {
+    Zstd,
+    Snappy,
+    Gzip,
+    Lz4,
+    None,
+}

@@ -1,0 +1,151 @@
+//! The job file as written → the job as checked. Nothing further in re-parses or re-checks.
+
+mod check;
+mod error;
+mod file;
+mod fingerprint;
+mod schema;
+mod setting;
+mod written;
+
+use std::path::{Path, PathBuf};
+
+use crate::input::InputSpec;
+use crate::output::OutputSpec;
+use crate::prompt::PromptSpec;
+
+pub use error::{JobError, Problem};
+pub use file::Dtype;
+pub use fingerprint::fingerprint;
+pub use schema::{input_row_schema, job_schema};
+pub use written::Overrides;
+
+/// A checked job.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// The job file's name without extension.
+    pub name: String,
+    /// The folder that relative paths are relative to.
+    pub base: PathBuf,
+    /// `model.path`.
+    pub model_path: String,
+    /// How weights are held.
+    pub dtype: Dtype,
+    /// Compute threads; 0: all cores.
+    pub threads: usize,
+    /// Where rows come from, sampling included.
+    pub input: InputSpec,
+    /// How rows become prompts.
+    pub prompt: PromptSpec,
+    /// How rows are batched.
+    pub batch: BatchSpec,
+    /// `output.path`.
+    pub output_path: String,
+    /// Input rows of each part.
+    pub rows_per_part: u64,
+    /// What parts carry.
+    pub output: OutputSpec,
+    /// Alternatives of each position that are reported.
+    pub top_logprobs: u32,
+    /// Everything that changes a completion or a part, as resolved.
+    pub identity: serde_json::Value,
+}
+
+/// Batching: speed only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BatchSpec {
+    /// Most running sequences.
+    pub max_sequences: usize,
+    /// Most tokens of a step.
+    pub max_step_tokens: usize,
+    /// Bytes of the latent cache; none: chosen by the machine's memory.
+    pub cache_bytes: Option<u64>,
+    /// Rows that are read ahead.
+    pub window_rows: u64,
+}
+
+impl Job {
+    /// Reads and checks a job file.
+    pub fn load(path: &Path, overrides: &Overrides) -> Result<Self, JobError> {
+        let text = std::fs::read_to_string(path).map_err(|source| JobError::Read { path: path.into(), source })?;
+        let base = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let name = path.file_stem().map_or_else(|| "job".into(), |stem| stem.to_string_lossy().into_owned());
+        Self::parse(&text, name, base, overrides).map_err(|problems| JobError::Invalid { path: path.into(), problems })
+    }
+
+    /// Checks a job file's text.
+    pub fn parse(text: &str, name: String, base: &Path, overrides: &Overrides) -> Result<Self, Vec<Problem>> {
+        let mut problems = Vec::new();
+        let file = written::parse(text, overrides, &mut problems);
+        check::check(file, name, base, text, problems)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEAST: &str = "[model]\npath='m'\n[input]\npaths=['a.jsonl']\nprompt='p'\n[output]\npath='o'\n";
+
+    fn parse(text: &str, set: &[&str]) -> Result<Job, Vec<Problem>> {
+        let overrides = Overrides { set: set.iter().map(|s| s.to_string()).collect(), ..Overrides::default() };
+        Job::parse(text, "job".into(), Path::new("/jobs"), &overrides)
+    }
+
+    #[test]
+    fn the_least_job_has_the_documented_defaults() {
+        let job = parse(LEAST, &[]).unwrap();
+        assert_eq!((job.batch.max_sequences, job.batch.window_rows, job.rows_per_part), (64, 8192, 1000));
+        assert_eq!(job.input.sampling, crate::sampling::SamplingSpec::default());
+    }
+
+    #[test]
+    fn every_problem_is_reported_at_once_with_the_nearest_key() {
+        let text = LEAST.replace("prompt='p'", "prompt='p'\nmessages='m'\nkep=['x']\nlimit='many'");
+        let text = text + "[sampling]\ntemprature=1\ntop_p=1.5\n[batch]\nmax_sequences=0\ncache='lots'\n[sampler]\n";
+        let problems = parse(&text, &["devices.ranks=2"]).unwrap_err();
+        let keys: Vec<&str> = problems.iter().map(|p| p.key.as_str()).collect();
+        for key in [
+            "input.kep",
+            "input.limit",
+            "sampling.temprature",
+            "sampler",
+            "input",
+            "sampling",
+            "batch.max_sequences",
+            "batch.cache",
+            "devices.ranks",
+        ] {
+            assert!(keys.contains(&key), "{key} in {problems:#?}");
+        }
+        let typo = problems.iter().find(|p| p.key == "sampling.temprature").unwrap();
+        assert_eq!(typo.hint.as_deref(), Some("did you mean `temperature`?"));
+        assert_eq!(typo.line, Some(11));
+    }
+
+    #[test]
+    fn overrides_replace_any_key() {
+        let job = parse(LEAST, &["batch.max_sequences=8", "batch.cache=2GiB", "sampling.stop=['x']", "model.dtype=bf16"]).unwrap();
+        assert_eq!(job.batch.max_sequences, 8);
+        assert_eq!(job.batch.cache_bytes, Some(2 << 30));
+        assert_eq!(job.input.sampling.stop.default, ["x"]);
+        assert_eq!(job.dtype, Dtype::Bf16);
+    }
+
+    #[test]
+    fn speed_is_not_identity_and_sampling_is() {
+        let plain = parse(LEAST, &[]).unwrap().identity;
+        let fast = parse(LEAST, &["batch.max_sequences=8", "devices.threads=3", "batch.cache='1GiB'"]).unwrap().identity;
+        assert_eq!(fingerprint(&plain), fingerprint(&fast));
+        for change in ["sampling.seed=1", "output.rows_per_part=7", "input.limit=3", "model.dtype='bf16'"] {
+            assert_ne!(fingerprint(&plain), fingerprint(&parse(LEAST, &[change]).unwrap().identity), "{change}");
+        }
+    }
+
+    #[test]
+    fn a_setting_may_be_a_column() {
+        let text = LEAST.to_owned() + "[sampling]\nmax_tokens = { column = 'n_out', default = 7 }\n";
+        let setting = parse(&text, &[]).unwrap().input.sampling.max_tokens;
+        assert_eq!((setting.column.as_deref(), setting.default), (Some("n_out"), 7));
+    }
+}

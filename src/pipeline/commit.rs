@@ -1,0 +1,121 @@
+//! Stages 8 to 10 on a thread of their own: samples to text, rows to partitions, partitions to parts.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+use super::RunError;
+use super::percentiles::Durations;
+use super::progress::Progress;
+use super::window::RowWindow;
+use crate::output::{Collector, Committed, FinishedPartition, OpenPartition, Output};
+use crate::prompt::{TextModel, complete};
+use crate::row::{Completion, FailureCode, Generation, PartitionId};
+
+/// What reaches the end of the road.
+pub(super) enum Arrival {
+    /// A partition was read.
+    Opened(OpenPartition),
+    /// A sample ended.
+    Generated(Generation),
+}
+
+/// What was committed.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) parts: u64,
+    pub(super) parts_found: u64,
+    pub(super) rows_ok: u64,
+    pub(super) rows_failed: u64,
+    pub(super) failures: BTreeMap<FailureCode, u64>,
+    pub(super) prompt_tokens: u64,
+    pub(super) cached_tokens: u64,
+    pub(super) completion_tokens: u64,
+    pub(super) ttft: Durations,
+    pub(super) tpot: Durations,
+}
+
+/// Commits partitions as they become whole, until nothing can arrive any more.
+pub(super) fn commit(
+    arrivals: Receiver<Arrival>,
+    output: &Output,
+    text: &Arc<TextModel>,
+    (window, progress): (&RowWindow, &Progress),
+) -> Result<Tally, RunError> {
+    let mut committer =
+        Committer { output, window, progress, collector: Collector::new(), places: HashMap::new(), tally: Tally::default() };
+    for arrival in arrivals {
+        let finished = match arrival {
+            Arrival::Opened(partition) => {
+                let rows: Vec<u64> = partition.rows.iter().map(|row| row.row_index).collect();
+                committer.places.insert(partition.id, (partition.part.object_name.clone(), rows));
+                committer.collector.open(partition)
+            }
+            Arrival::Generated(generation) => {
+                let completion = complete(text, committer.located(generation));
+                committer.tally.count(&completion);
+                committer.collector.settle(completion)
+            }
+        };
+        finished.map_or(Ok(()), |partition| committer.commit(partition))?;
+    }
+    Ok(committer.tally)
+}
+
+struct Committer<'a> {
+    output: &'a Output,
+    window: &'a RowWindow,
+    progress: &'a Progress,
+    collector: Collector,
+    /// Object and row indices of open partitions, for messages.
+    places: HashMap<PartitionId, (String, Vec<u64>)>,
+    tally: Tally,
+}
+
+impl Committer<'_> {
+    /// Names object and row in a failure that the engine found: it knows neither.
+    fn located(&self, mut generation: Generation) -> Generation {
+        let row = generation.row;
+        if let (Err(failure), Some((object, rows))) = (&mut generation.result, self.places.get(&row.partition)) {
+            failure.message = format!("`{object}` row {}: {}", rows[row.offset as usize], failure.message);
+        }
+        generation
+    }
+
+    fn commit(&mut self, partition: FinishedPartition) -> Result<(), RunError> {
+        let rows = partition.rows;
+        let mut failed = 0;
+        for failure in partition.outcomes.iter().filter_map(|outcome| outcome.failure()) {
+            *self.tally.failures.entry(failure.code).or_default() += 1;
+            failed += 1;
+        }
+        tracing::debug!(object = partition.id.object_name, first_row = partition.id.first_row, rows, failed, "commit");
+        match self.output.commit(partition)? {
+            Committed::New => self.tally.parts += 1,
+            Committed::Found => self.tally.parts_found += 1,
+        }
+        self.tally.rows_failed += failed;
+        self.tally.rows_ok += rows - failed;
+        Progress::add(&self.progress.rows_done, rows);
+        Progress::add(&self.progress.rows_failed, failed);
+        Progress::add(&self.progress.parts, 1);
+        self.window.leave(rows);
+        Ok(())
+    }
+}
+
+impl Tally {
+    fn count(&mut self, completion: &Completion) {
+        let Generation { prompt_tokens, cached_tokens, timing, result, .. } = &completion.generation;
+        self.prompt_tokens += u64::from(*prompt_tokens);
+        self.cached_tokens += u64::from(*cached_tokens);
+        let tokens = result.as_ref().map_or(0, |generated| generated.token_ids.len());
+        self.completion_tokens += tokens as u64;
+        if let Some(ttft) = timing.ttft {
+            self.ttft.add(ttft.as_secs_f64() * 1e3);
+        }
+        if let Some(decode) = timing.decode.filter(|_| tokens > 1) {
+            self.tpot.add(decode.as_secs_f64() * 1e3 / (tokens - 1) as f64);
+        }
+    }
+}

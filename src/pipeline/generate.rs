@@ -1,0 +1,48 @@
+//! Stages 6 and 7: the loop around the engine, on the thread that called the run.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use super::commit::Arrival;
+use super::progress::Progress;
+use super::stop::Stop;
+use crate::engine::{Engine, EngineError};
+use crate::row::Prompt;
+
+/// How often an idle engine looks whether it shall stop.
+const IDLE: Duration = Duration::from_millis(50);
+
+/// Generates until no prompt can come any more, or until it shall stop.
+pub(super) fn generate(
+    engine: &mut Engine,
+    prompts: &Receiver<Vec<Prompt>>,
+    arrivals: &Sender<Arrival>,
+    (progress, stop): (&Progress, &Stop),
+) -> Result<(), EngineError> {
+    let submit = |engine: &mut Engine, prompts: Vec<Prompt>| {
+        let now = Instant::now();
+        prompts.into_iter().for_each(|prompt| engine.submit(prompt, now));
+    };
+    while !stop.requested() {
+        if engine.is_idle() {
+            match prompts.recv_timeout(IDLE) {
+                Ok(more) => submit(engine, more),
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+        }
+        prompts.try_iter().for_each(|more| submit(engine, more));
+        for generation in engine.step()? {
+            if arrivals.send(Arrival::Generated(generation)).is_err() {
+                return Ok(());
+            }
+        }
+        let stats = engine.stats();
+        progress.prompt_tokens.store(stats.prefilled_tokens, Relaxed);
+        progress.completion_tokens.store(stats.generated_tokens, Relaxed);
+        progress.running.store(engine.running() as u64, Relaxed);
+        progress.expected_tokens_left.store(engine.expected_tokens_left(), Relaxed);
+    }
+    Ok(())
+}

@@ -1,0 +1,179 @@
+//! The only place that knows the order of the stages: a job to its committed parts.
+//!
+//! ```text
+//! read + encode ──prompts──▶ engine ──generations──▶ detokenize + collect + commit
+//!       └───────────opened partitions───────────────────────▲
+//! ```
+//! Two threads beside the engine's; the window bounds what lies between reading and committing.
+
+mod commit;
+mod error;
+mod generate;
+mod memory;
+mod percentiles;
+mod prepare;
+pub mod progress;
+mod read;
+pub mod report;
+mod stop;
+mod window;
+
+use std::sync::mpsc::{channel, sync_channel};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use self::commit::Tally;
+use self::progress::{Phase, Progress};
+use self::report::{Occupancy, Parts, RunReport, Rows, Seconds, Throughput, Tokens};
+use self::window::RowWindow;
+use crate::engine::{Engine, EngineSpec, EngineStats, Logprobs};
+use crate::input::Partition;
+use crate::job::{Dtype, Job};
+use crate::model::{Config, Model};
+use crate::ops::Held;
+use crate::output::Output;
+
+pub use error::RunError;
+pub use prepare::Prepared;
+pub use stop::Stop;
+
+/// Partitions that are read ahead of the engine, beside those that it holds.
+const PARTITIONS_AHEAD: usize = 2;
+/// Share of free memory that `cache = "auto"` takes at most.
+const AUTO_CACHE_SHARE: u64 = 4;
+
+/// Runs a job: what its output lacks is generated and committed.
+pub fn run(job: &Job, progress: &Progress, stop: &Stop) -> Result<RunReport, RunError> {
+    let start = Instant::now();
+    let prepared = Prepared::new(job)?;
+    let output = prepared.open_output(job)?;
+    let committed = prepared.committed(&output)?;
+    let partitions = prepared.input.partitions();
+    let pending: Vec<&Partition> = partitions.iter().zip(&committed).filter(|(_, done)| !**done).map(|(p, _)| p).collect();
+    let mut report = planned(job, partitions, &pending);
+    Progress::add(&progress.rows_total, report.rows.total);
+    Progress::add(&progress.rows_before, report.rows.before);
+    report.seconds.plan = start.elapsed().as_secs_f64();
+    if report.parts.before > 0 {
+        tracing::info!(parts = report.parts.before, of = report.parts.total, rows = report.rows.before, "continuing: these are committed already");
+    }
+    if !pending.is_empty() && !stop.requested() {
+        let mut engine = load(job, &prepared, progress)?;
+        report.seconds.load = start.elapsed().as_secs_f64() - report.seconds.plan;
+        progress.enter(Phase::Generating);
+        let begin = Instant::now();
+        let tally = drive(job, &prepared, (&pending, &output), &mut engine, (progress, stop))?;
+        report.seconds.generate = begin.elapsed().as_secs_f64();
+        fill(&mut report, tally, engine.stats());
+    }
+    progress.enter(Phase::Done);
+    report.complete = report.rows.before + report.rows.ok + report.rows.failed == report.rows.total
+        && report.parts.before + report.parts.committed + report.parts.found_committed == report.parts.total;
+    report.interrupted = stop.requested() && !report.complete;
+    report.seconds.total = start.elapsed().as_secs_f64();
+    report.peak_memory_bytes = memory::peak_bytes();
+    let json = serde_json::to_string_pretty(&report).expect("a report has text keys only");
+    output.write_report(&run_id(), &json)?;
+    Ok(report)
+}
+
+fn planned(job: &Job, partitions: &[Partition], pending: &[&Partition]) -> RunReport {
+    let total: u64 = partitions.iter().map(|partition| partition.rows).sum();
+    let left: u64 = pending.iter().map(|partition| partition.rows).sum();
+    RunReport {
+        output: job.output_path.clone(),
+        parts: Parts { total: partitions.len() as u64, before: (partitions.len() - pending.len()) as u64, ..Parts::default() },
+        rows: Rows { total, before: total - left, ..Rows::default() },
+        occupancy: Occupancy { max_sequences: job.batch.max_sequences as u64, ..Occupancy::default() },
+        ..RunReport::default()
+    }
+}
+
+fn load(job: &Job, prepared: &Prepared, progress: &Progress) -> Result<Engine, RunError> {
+    progress.enter(Phase::Loading);
+    let held = match job.dtype {
+        Dtype::F32 => Held::F32,
+        Dtype::Bf16 => Held::Bf16,
+    };
+    let model = Model::load(&prepared.model_folder, held, &|bytes, of| {
+        progress.load_bytes.store(bytes, std::sync::atomic::Ordering::Relaxed);
+        progress.load_bytes_total.store(of, std::sync::atomic::Ordering::Relaxed);
+    })?;
+    let spec = EngineSpec {
+        threads: job.threads,
+        max_sequences: job.batch.max_sequences,
+        max_step_tokens: job.batch.max_step_tokens,
+        cache_bytes: job.batch.cache_bytes.unwrap_or_else(|| auto_cache(model.config(), job)),
+        logprobs: Logprobs { chosen: job.output.include.logprobs, top: job.top_logprobs as usize },
+    };
+    Ok(Engine::new(model, prepared.text.clone(), spec)?)
+}
+
+fn auto_cache(config: &Config, job: &Job) -> u64 {
+    let share = memory::free_bytes() / AUTO_CACHE_SHARE;
+    Engine::useful_cache_bytes(config, job.batch.max_sequences).min(share)
+}
+
+/// Runs the three threads until the last partition is committed, one fails, or the run shall stop.
+fn drive(
+    job: &Job,
+    prepared: &Prepared,
+    (pending, output): (&[&Partition], &Output),
+    engine: &mut Engine,
+    (progress, stop): (&Progress, &Stop),
+) -> Result<Tally, RunError> {
+    let window = RowWindow::new(job.batch.window_rows);
+    let (send_prompts, prompts) = sync_channel(PARTITIONS_AHEAD);
+    // Not bounded itself: the window bounds the rows that can be in it.
+    let (send_arrivals, arrivals) = channel();
+    std::thread::scope(|scope| {
+        let window = &window;
+        let for_reader = send_arrivals.clone();
+        let reader = scope.spawn(move || {
+            let include = job.output.include;
+            read::read(prepared, pending, include, (window, progress), &send_prompts, &for_reader)
+        });
+        let committer = scope.spawn(move || {
+            let result = commit::commit(arrivals, output, &prepared.text, (window, progress));
+            // The reader may wait for room that will not come any more.
+            window.close();
+            result
+        });
+        let generated = generate::generate(engine, &prompts, &send_arrivals, (progress, stop));
+        // The end of these lets the other threads end: the reader first, then the committer.
+        window.close();
+        drop((prompts, send_arrivals));
+        let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let committed = committer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let tally = committed?;
+        generated?;
+        read?;
+        Ok(tally)
+    })
+}
+
+fn fill(report: &mut RunReport, tally: Tally, stats: EngineStats) {
+    report.parts.committed = tally.parts;
+    report.parts.found_committed = tally.parts_found;
+    report.rows.ok = tally.rows_ok;
+    report.rows.failed = tally.rows_failed;
+    report.failures = tally.failures.iter().map(|(code, count)| (code.as_str().to_owned(), *count)).collect();
+    report.tokens = Tokens { prompt: tally.prompt_tokens, cached: tally.cached_tokens, completion: tally.completion_tokens };
+    report.ttft_ms = tally.ttft.percentiles();
+    report.tpot_ms = tally.tpot.percentiles();
+    let Seconds { generate, .. } = report.seconds;
+    report.throughput = Throughput {
+        prefill_tokens_per_second: stats.prefilled_tokens as f64 / generate,
+        decode_tokens_per_second: stats.generated_tokens as f64 / generate,
+    };
+    let mean_running = stats.sequence_steps as f64 / stats.steps.max(1) as f64;
+    report.occupancy.steps = stats.steps;
+    report.occupancy.mean_running = mean_running;
+    report.occupancy.fraction = mean_running / report.occupancy.max_sequences as f64;
+    report.occupancy.preemptions = stats.preemptions;
+}
+
+/// A name that no other run has: when it ended, and which process it was.
+fn run_id() -> String {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    format!("{:013}-{}", since.as_millis(), std::process::id())
+}

@@ -1,0 +1,113 @@
+//! Stages 1 to 3: what there is to do, and whether it can be done, before any weight is read.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::RunError;
+use crate::input::{Input, Partition, PromptColumns};
+use crate::job::{Job, fingerprint};
+use crate::model::{self, Config, ModelError};
+use crate::output::{JobFacts, Output, PartId};
+use crate::prompt::{Encoder, Limits, TextModel};
+use crate::storage::Storage;
+
+/// Bytes at each end of a weight file that go into its fingerprint.
+const SAMPLED_BYTES: u64 = 1 << 20;
+
+/// A job whose input and model folder were looked at.
+pub struct Prepared {
+    /// Where everything lies.
+    pub storage: Storage,
+    /// Objects and partitions.
+    pub input: Input,
+    /// The model's folder.
+    pub model_folder: PathBuf,
+    /// The model's shape.
+    pub config: Config,
+    /// Tokenizer and chat template.
+    pub text: Arc<TextModel>,
+    /// Rows to prompts.
+    pub encoder: Encoder,
+}
+
+impl Prepared {
+    /// Looks at a job's input and model folder.
+    pub fn new(job: &Job) -> Result<Self, RunError> {
+        let model_folder = job.base.join(&job.model_path);
+        let config = Config::load(&model_folder)?;
+        let text = Arc::new(TextModel::load(&model_folder)?);
+        let limits = Limits { vocabulary: config.vocab_size as u32, context: config.max_position_embeddings as u32 };
+        let encoder = Encoder::new(text.clone(), job.prompt.clone(), limits)?;
+        if matches!(job.input.prompt, PromptColumns::Messages(_)) || job.prompt.system.is_some() {
+            encoder.require_chat()?;
+        }
+        let storage = Storage::new()?;
+        let input = Input::discover(&storage, job.input.clone(), job.rows_per_part)?;
+        Ok(Self { storage, input, model_folder, config, text, encoder })
+    }
+
+    /// The part that a partition becomes.
+    pub fn part(&self, partition: &Partition) -> PartId {
+        let object_name = self.input.objects()[partition.object as usize].name.clone();
+        PartId { object_name, first_row: partition.first_row }
+    }
+
+    /// Opens the output folder: begins it, or finds that this very job began it.
+    pub(super) fn open_output(&self, job: &Job) -> Result<Output, RunError> {
+        let model_fingerprint = model_fingerprint(&self.model_folder)?;
+        let partitions = self.input.partitions();
+        let facts = JobFacts {
+            job_fingerprint: fingerprint(&json!({ "job": job.identity, "model": model_fingerprint })),
+            job: job.identity.clone(),
+            model_fingerprint,
+            model_name: model_name(&self.model_folder),
+            rows_total: partitions.iter().map(|partition| partition.rows).sum(),
+            parts_total: partitions.len() as u64,
+        };
+        let root = self.storage.locate(&job.output_path, &job.base)?;
+        Ok(Output::open(self.storage.clone(), root, job.output, self.input.kept_fields().clone(), facts)?)
+    }
+
+    /// For each partition whether its part is committed.
+    pub(super) fn committed(&self, output: &Output) -> Result<Vec<bool>, RunError> {
+        let parts: Vec<_> = self.input.partitions().iter().map(|p| (self.part(p), p.rows)).collect();
+        Ok(output.committed(&parts)?)
+    }
+}
+
+fn model_name(folder: &Path) -> String {
+    let folder = std::path::absolute(folder).unwrap_or_else(|_| folder.into());
+    folder.file_name().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned())
+}
+
+/// SHA-256 over the model's text files and over name, size and both ends of each weight file.
+fn model_fingerprint(folder: &Path) -> Result<String, RunError> {
+    let mut hasher = Sha256::new();
+    for name in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
+        if let Ok(bytes) = std::fs::read(folder.join(name)) {
+            hasher.update(format!("{name} {}\n", bytes.len()));
+            hasher.update(bytes);
+        }
+    }
+    for name in model::shard_names(folder)? {
+        let path = folder.join(&name);
+        let (size, ends) = ends(&path).map_err(|source| ModelError::Read { path, source })?;
+        hasher.update(format!("{name} {size}\n"));
+        hasher.update(ends);
+    }
+    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn ends(path: &Path) -> std::io::Result<(u64, Vec<u8>)> {
+    use std::io::{Read, Seek, SeekFrom};
+    let mut file = std::fs::File::open(path)?;
+    let size = file.metadata()?.len();
+    let mut bytes = Vec::new();
+    file.by_ref().take(SAMPLED_BYTES).read_to_end(&mut bytes)?;
+    file.seek(SeekFrom::Start(size.saturating_sub(SAMPLED_BYTES)))?;
+    file.take(SAMPLED_BYTES).read_to_end(&mut bytes)?;
+    Ok((size, bytes))
+}

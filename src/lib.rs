@@ -20,5 +20,6 @@
 //! `cli` 6 · `pipeline` 5 · `job` 4 · `engine` 3 · `input`, `prompt`, `batch`, `output`, `model` 2 ·
 //! `ops`, `storage` 1 · `row`, `sampling` 0.
 
+pub mod output;
 pub mod row;
 pub mod sampling;

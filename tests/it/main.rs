@@ -1,0 +1,3 @@
+//! Behaviour of nightshift from outside, one module for each subject.
+
+mod output;

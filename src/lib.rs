@@ -21,6 +21,7 @@
 //! `ops`, `storage` 1 · `row`, `sampling` 0.
 
 pub mod batch;
+pub mod cli;
 pub mod engine;
 pub mod input;
 pub mod job;

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `nightshift` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    nightshift::cli::main().into()
+}

@@ -125,7 +125,6 @@ pub struct PartitionRows {
 }
 
 /// A job's input, discovered.
-#[derive(Debug)]
 pub struct Input {
     storage: Storage,
     spec: InputSpec,

@@ -147,13 +147,9 @@ fn text_content(value: &Value, what: &str) -> Result<String, RowFailure> {
 /// The job's sampling with the row's own values.
 fn sampling(spec: &InputSpec, columns: &Map<String, Value>) -> Result<Sampling, RowFailure> {
     let mut sampling = spec.sampling.defaults();
-    let own = |column: &Option<String>| {
-        let column = column.as_deref()?;
-        columns.get(column).filter(|value| !value.is_null()).map(|value| (column, value))
-    };
     macro_rules! put {
         ($($name:ident: $read:ident),+ $(,)?) => {
-            $(if let Some((column, value)) = own(&spec.sampling.$name.column) {
+            $(if let Some((column, value)) = own(columns, &spec.sampling.$name.column) {
                 sampling.$name = $read(value, column)?;
             })+
         };
@@ -167,6 +163,12 @@ fn sampling(spec: &InputSpec, columns: &Map<String, Value>) -> Result<Sampling, 
         problems if problems.is_empty() => Ok(sampling),
         problems => fail(FailureCode::InvalidSampling, problems.join("; ")),
     }
+}
+
+/// A column's name and the row's value in it, if it has one.
+fn own<'a>(columns: &'a Map<String, Value>, column: &'a Option<String>) -> Option<(&'a str, &'a Value)> {
+    let column = column.as_deref()?;
+    columns.get(column).filter(|value| !value.is_null()).map(|value| (column, value))
 }
 
 fn count(value: &Value, column: &str) -> Result<u32, RowFailure> {

@@ -90,6 +90,11 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// Tensors of all weight files.
+    pub(crate) fn tensors(&self) -> usize {
+        self.tensors.len()
+    }
+
     /// Bytes of all weight files.
     pub(crate) fn bytes(&self) -> u64 {
         self.shards.iter().map(|shard| shard.map.len() as u64).sum()

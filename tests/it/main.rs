@@ -1,4 +1,6 @@
 //! Behaviour of nightshift from outside, one module for each subject.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod goldens;
+mod output;
 mod text;

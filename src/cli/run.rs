@@ -1,0 +1,99 @@
+//! `nightshift run`: the main job.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::display::Display;
+use super::exit::Exit;
+use super::{JobArgs, LogArgs, summary, terminal};
+use crate::job::Job;
+use crate::pipeline::{self, Stop, progress::Progress};
+
+/// Runs a job, or continues it: generates what its output lacks.
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    /// The job file.
+    job: PathBuf,
+    #[command(flatten)]
+    overrides: JobArgs,
+    /// Prints the run's report as JSON to stdout.
+    #[arg(long)]
+    json: bool,
+    /// Shows neither progress nor summary.
+    #[arg(long)]
+    quiet: bool,
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+pub(super) fn run(args: RunArgs) -> Exit {
+    args.log.start(args.quiet);
+    let job = match Job::load(&args.job, &args.overrides.overrides()) {
+        Ok(job) => job,
+        Err(error) => {
+            terminal::report(&error, error.hint());
+            return Exit::Usage;
+        }
+    };
+    let (progress, stop) = (Progress::default(), Stop::default());
+    watch_signals(stop.clone());
+    let result = std::thread::scope(|scope| {
+        let display = Display::start(scope, &progress, args.quiet);
+        let result = pipeline::run(&job, &progress, &stop);
+        display.end();
+        result
+    });
+    match result {
+        Err(error) => {
+            terminal::report(&error, error.hint());
+            Exit::Error
+        }
+        Ok(report) => {
+            if args.json {
+                terminal::data(&serde_json::to_string_pretty(&report).expect("a report has text keys only"));
+            }
+            if !args.quiet {
+                terminal::say(&summary::of_run(&report));
+            }
+            match () {
+                () if report.interrupted => Exit::Interrupted,
+                () if report.rows.failed > 0 || report.rows.failed_before > 0 => Exit::SomeFailed,
+                () => Exit::Ok,
+            }
+        }
+    }
+}
+
+/// The first SIGINT or SIGTERM ends the run politely, the second at once.
+fn watch_signals(stop: Stop) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let Ok(runtime) = runtime else {
+        tracing::warn!("signals cannot be watched: an interrupt ends the process at once");
+        return;
+    };
+    std::thread::spawn(move || {
+        runtime.block_on(async {
+            signal().await;
+            stop.request();
+            terminal::say("stopping: finished parts are committed; again to stop at once");
+            signal().await;
+            std::process::exit(Exit::Interrupted as i32);
+        });
+    });
+}
+
+async fn signal() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+            return;
+        }
+    }
+    let _ = tokio::signal::ctrl_c().await;
+}

@@ -1,0 +1,86 @@
+//! What a run did, for a person.
+
+use std::fmt::Write;
+
+use crate::pipeline::report::{Percentiles, RunReport};
+
+/// The final summary, aligned.
+pub(super) fn of_run(report: &RunReport) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<10} {value}");
+    };
+    let RunReport { parts, rows, tokens, throughput, occupancy, seconds, .. } = report;
+    let state = match (report.complete, report.interrupted) {
+        (true, _) => "complete",
+        (false, true) => "interrupted: run the same command to continue",
+        (false, false) => "not complete",
+    };
+    line("job", state.into());
+    if parts.before > 0 {
+        line("continued", format!("{} of {} parts with {} rows were there already", parts.before, parts.total, rows.before));
+    }
+    line("rows", format!("{} ok, {} failed, {} in all", rows.ok, rows.failed, rows.total));
+    for (code, count) in &report.failures {
+        line("", format!("{count} {code}"));
+    }
+    if parts.found_committed > 0 {
+        line("twice", format!("{} parts were committed by another run meanwhile", parts.found_committed));
+    }
+    if occupancy.steps > 0 {
+        line("tokens", format!("{} in ({} from the cache), {} out", tokens.prompt, tokens.cached, tokens.completion));
+        let (prefill, decode) = (throughput.prefill_tokens_per_second, throughput.decode_tokens_per_second);
+        line("speed", format!("{prefill:.0} tokens/s prefill, {decode:.0} tokens/s decode"));
+        line("TTFT", percentiles(&report.ttft_ms));
+        line("TPOT", percentiles(&report.tpot_ms));
+        let (mean, most, share) = (occupancy.mean_running, occupancy.max_sequences, occupancy.fraction * 100.0);
+        line("batch", format!("{mean:.1} of {most} sequences ({share:.0} %) over {} steps, {} preempted", occupancy.steps, occupancy.preemptions));
+    }
+    line("time", format!("{:.1} s: {:.1} planning, {:.1} loading, {:.1} generating", seconds.total, seconds.plan, seconds.load, seconds.generate));
+    line("memory", format!("{:.0} MiB at most", report.peak_memory_bytes as f64 / f64::from(1 << 20)));
+    line("output", format!("{} ({} of {} parts by this run)", report.output, parts.committed, parts.total));
+    text.trim_end().to_owned()
+}
+
+fn percentiles(p: &Percentiles) -> String {
+    format!("{:.1} ms p50, {:.1} ms p95, {:.1} ms p99", p.p50, p.p95, p.p99)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::report::*;
+
+    #[test]
+    fn a_summary_says_what_was_done_and_what_was_there() {
+        let report = RunReport {
+            complete: true,
+            output: "out".into(),
+            parts: Parts { total: 8, before: 3, committed: 5, found_committed: 0 },
+            rows: Rows { total: 800, before: 300, ok: 498, failed: 2, failed_before: 0 },
+            failures: [("malformed_json".into(), 2)].into(),
+            tokens: Tokens { prompt: 1000, cached: 10, completion: 2000 },
+            seconds: Seconds { plan: 0.1, load: 0.2, generate: 4.0, total: 4.3 },
+            throughput: Throughput { prefill_tokens_per_second: 250.0, decode_tokens_per_second: 500.0 },
+            ttft_ms: Percentiles { p50: 1.0, p95: 2.0, p99: 3.0 },
+            tpot_ms: Percentiles { p50: 0.5, p95: 0.6, p99: 0.7 },
+            occupancy: Occupancy { steps: 40, mean_running: 50.0, max_sequences: 64, fraction: 0.78, preemptions: 1 },
+            peak_memory_bytes: 64 << 20,
+            ..RunReport::default()
+        };
+        insta::assert_snapshot!(of_run(&report), @r"
+        job        complete
+        continued  3 of 8 parts with 300 rows were there already
+        rows       498 ok, 2 failed, 800 in all
+                   2 malformed_json
+        tokens     1000 in (10 from the cache), 2000 out
+        speed      250 tokens/s prefill, 500 tokens/s decode
+        TTFT       1.0 ms p50, 2.0 ms p95, 3.0 ms p99
+        TPOT       0.5 ms p50, 0.6 ms p95, 0.7 ms p99
+        batch      50.0 of 64 sequences (78 %) over 40 steps, 1 preempted
+        time       4.3 s: 0.1 planning, 0.2 loading, 4.0 generating
+        memory     64 MiB at most
+        output     out (5 of 8 parts by this run)
+        ");
+    }
+}

@@ -80,11 +80,31 @@ impl Sampling {
             &self.repetition_penalty,
             "above 0, at most 100",
         );
-        expect(finite(self.presence_penalty, -2.0, 2.0), "presence_penalty", &self.presence_penalty, "-2 to 2");
-        expect(finite(self.frequency_penalty, -2.0, 2.0), "frequency_penalty", &self.frequency_penalty, "-2 to 2");
-        expect(self.stop.iter().all(|s| !s.is_empty()), "stop", &"an empty string", "non-empty strings");
+        expect(
+            finite(self.presence_penalty, -2.0, 2.0),
+            "presence_penalty",
+            &self.presence_penalty,
+            "-2 to 2",
+        );
+        expect(
+            finite(self.frequency_penalty, -2.0, 2.0),
+            "frequency_penalty",
+            &self.frequency_penalty,
+            "-2 to 2",
+        );
+        expect(
+            self.stop.iter().all(|s| !s.is_empty()),
+            "stop",
+            &"an empty string",
+            "non-empty strings",
+        );
         expect((1..=MAX_SAMPLES).contains(&self.n), "n", &self.n, "1 to 1024");
-        expect(self.min_tokens <= self.max_tokens, "min_tokens", &self.min_tokens, "at most `max_tokens`");
+        expect(
+            self.min_tokens <= self.max_tokens,
+            "min_tokens",
+            &self.min_tokens,
+            "at most `max_tokens`",
+        );
         problems
     }
 }

@@ -26,7 +26,12 @@ impl Order {
         let tokens = prompt.len() + max_tokens as usize;
         let mut hasher = DefaultHasher::new();
         prompt[..prompt.len().min(PREFIX_TOKENS)].hash(&mut hasher);
-        Self { bucket: Reverse(bucket(tokens)), prefix: hasher.finish(), tokens: Reverse(tokens), arrival }
+        Self {
+            bucket: Reverse(bucket(tokens)),
+            prefix: hasher.finish(),
+            tokens: Reverse(tokens),
+            arrival,
+        }
     }
 }
 
@@ -57,7 +62,12 @@ impl<T> Window<T> {
 
     /// Takes the first work that `fits`, looking at no more than `depth`.
     pub fn pop(&mut self, depth: usize, fits: impl Fn(&T) -> bool) -> Option<(Order, T)> {
-        let order = self.waiting.iter().take(depth).find(|(_, work)| fits(work)).map(|(order, _)| *order)?;
+        let order = self
+            .waiting
+            .iter()
+            .take(depth)
+            .find(|(_, work)| fits(work))
+            .map(|(order, _)| *order)?;
         self.waiting.remove_entry(&order)
     }
 
@@ -91,9 +101,11 @@ mod tests {
         for (arrival, tokens) in prompts.iter().enumerate() {
             window.push(Order::new(tokens, 16, arrival as u64), arrival);
         }
-        let order: Vec<usize> = std::iter::from_fn(|| window.pop(1, |_| true)).map(|(_, arrival)| arrival).collect();
+        let order: Vec<usize> =
+            std::iter::from_fn(|| window.pop(1, |_| true)).map(|(_, arrival)| arrival).collect();
         assert_eq!(order[0], 5);
-        let places: Vec<usize> = [0, 2, 4].iter().map(|a| order.iter().position(|b| a == b).unwrap()).collect();
+        let places: Vec<usize> =
+            [0, 2, 4].iter().map(|a| order.iter().position(|b| a == b).unwrap()).collect();
         assert_eq!(places[2] - places[0], 2, "{order:?}");
     }
 

@@ -59,17 +59,29 @@ fn look(job: &Job, show: usize) -> Result<String, RunError> {
     ];
     let partitions = prepared.input.partitions();
     let rows: u64 = partitions.iter().map(|partition| partition.rows).sum();
-    lines.push(format!("input   {rows} rows in {} objects, {} parts", prepared.input.objects().len(), partitions.len()));
-    lines.extend(prepared.input.objects().iter().take(20).map(|object| format!("        {}: {} rows, {} bytes", object.name, object.rows, object.size)));
+    lines.push(format!(
+        "input   {rows} rows in {} objects, {} parts",
+        prepared.input.objects().len(),
+        partitions.len()
+    ));
+    lines.extend(prepared.input.objects().iter().take(20).map(|object| {
+        format!("        {}: {} rows, {} bytes", object.name, object.rows, object.size)
+    }));
     if let Some(partition) = partitions.iter().find(|partition| partition.rows > 0) {
         let object = &prepared.input.objects()[partition.object as usize].name;
         for row in prepared.input.read(partition)?.rows.into_iter().take(show) {
             let encoded = prepared.encoder.encode(object, row);
             lines.push(format!("row {}", encoded.row_index));
             match encoded.prompt {
-                Err(failure) => lines.push(format!("        fails: {}: {}", failure.code.as_str(), failure.message)),
+                Err(failure) => lines.push(format!(
+                    "        fails: {}: {}",
+                    failure.code.as_str(),
+                    failure.message
+                )),
                 Ok(prompt) => {
-                    let text = encoded.prompt_text.unwrap_or_else(|| prepared.text.decode(&prompt.tokens, false));
+                    let text = encoded
+                        .prompt_text
+                        .unwrap_or_else(|| prepared.text.decode(&prompt.tokens, false));
                     lines.push(format!("        {} tokens: {text:?}", prompt.tokens.len()));
                 }
             }

@@ -22,12 +22,18 @@ pub(super) struct Display<'scope> {
 }
 
 impl<'scope> Display<'scope> {
-    pub(super) fn start<'env>(scope: &'scope Scope<'scope, 'env>, progress: &'env Progress, quiet: bool) -> Self {
+    pub(super) fn start<'env>(
+        scope: &'scope Scope<'scope, 'env>,
+        progress: &'env Progress,
+        quiet: bool,
+    ) -> Self {
         let ended = Arc::new(AtomicBool::new(false));
         let seen = ended.clone();
         let bars = std::io::stderr().is_terminal();
         let thread = (!quiet).then(|| {
-            scope.spawn(move || if bars { show_bars(progress, &seen) } else { log_lines(progress, &seen) })
+            scope.spawn(
+                move || if bars { show_bars(progress, &seen) } else { log_lines(progress, &seen) },
+            )
         });
         Self { ended, thread }
     }
@@ -75,17 +81,25 @@ impl View {
     }
 
     fn tokens(&self) -> String {
-        let eta = self.eta.map_or_else(String::new, |eta| format!(", about {} left", indicatif::HumanDuration(eta)));
+        let eta = self.eta.map_or_else(String::new, |eta| {
+            format!(", about {} left", indicatif::HumanDuration(eta))
+        });
         let View { prompt_rate, completion_rate, running, .. } = self;
-        format!("{prompt_rate:.0} tokens/s in, {completion_rate:.0} tokens/s out, {running} running{eta}")
+        format!(
+            "{prompt_rate:.0} tokens/s in, {completion_rate:.0} tokens/s out, {running} running{eta}"
+        )
     }
 }
 
 fn show_bars(progress: &Progress, ended: &AtomicBool) {
     let bars = MultiProgress::new();
-    let style = |template: &str| ProgressStyle::with_template(template).expect("the templates below are valid");
-    let loading = bars.add(ProgressBar::no_length().with_style(style("loading  {bar:32} {bytes}/{total_bytes}")));
-    let rows = bars.add(ProgressBar::no_length().with_style(style("rows     {bar:32} {pos}/{len} {msg}")));
+    let style = |template: &str| {
+        ProgressStyle::with_template(template).expect("the templates below are valid")
+    };
+    let loading = bars
+        .add(ProgressBar::no_length().with_style(style("loading  {bar:32} {bytes}/{total_bytes}")));
+    let rows =
+        bars.add(ProgressBar::no_length().with_style(style("rows     {bar:32} {pos}/{len} {msg}")));
     let tokens = bars.add(ProgressBar::no_length().with_style(style("tokens   {msg}")));
     let mut begin = None;
     while !ended.load(Relaxed) {
@@ -119,7 +133,13 @@ fn log_lines(progress: &Progress, ended: &AtomicBool) {
         match begin {
             Some(begin) => {
                 let view = View::of(progress, begin.elapsed());
-                tracing::info!("{} of {} rows, {} failed; {}", view.rows_done, view.rows_total, view.failed, view.tokens());
+                tracing::info!(
+                    "{} of {} rows, {} failed; {}",
+                    view.rows_done,
+                    view.rows_total,
+                    view.failed,
+                    view.tokens()
+                );
             }
             None => tracing::info!(
                 "{:?}: {} of {} bytes",

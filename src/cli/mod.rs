@@ -74,7 +74,10 @@ impl LogArgs {
         let usual = if quiet || std::io::stderr().is_terminal() { "warn" } else { "info" };
         let filter = EnvFilter::builder().parse_lossy(self.log.as_deref().unwrap_or(usual));
         let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
+        let log = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .with_ansi(colour);
         // A second start, as in tests, keeps the first one's settings.
         let _ = log.with_target(false).try_init();
     }
@@ -111,7 +114,9 @@ pub fn main() -> Exit {
                 SchemaOf::InputRow => input_row_schema(),
                 SchemaOf::Completion => completion_schema_json(),
             };
-            terminal::data(&serde_json::to_string_pretty(&schema).expect("a schema has text keys only"));
+            terminal::data(
+                &serde_json::to_string_pretty(&schema).expect("a schema has text keys only"),
+            );
             Exit::Ok
         }
     }

@@ -51,7 +51,9 @@ pub(super) fn run(args: RunArgs) -> Exit {
         }
         Ok(report) => {
             if args.json {
-                terminal::data(&serde_json::to_string_pretty(&report).expect("a report has text keys only"));
+                terminal::data(
+                    &serde_json::to_string_pretty(&report).expect("a report has text keys only"),
+                );
             }
             if !args.quiet {
                 terminal::say(&summary::of_run(&report));

@@ -46,7 +46,11 @@ fn read(output: &str) -> Result<Status, RunError> {
 fn described(status: &Status) -> String {
     let Status { parts, rows, .. } = status;
     let mut lines = vec![
-        format!("output  {} ({})", status.output, if status.complete { "complete" } else { "not complete" }),
+        format!(
+            "output  {} ({})",
+            status.output,
+            if status.complete { "complete" } else { "not complete" }
+        ),
         format!("model   {}", status.record.model),
         format!("parts   {} of {}, {} bytes", parts.committed, parts.total, parts.bytes),
         format!("rows    {} ok, {} failed, {} in all", rows.ok, rows.failed, rows.total),

@@ -18,27 +18,62 @@ pub(super) fn of_run(report: &RunReport) -> String {
     };
     line("job", state.into());
     if parts.before > 0 {
-        line("continued", format!("{} of {} parts with {} rows were there already", parts.before, parts.total, rows.before));
+        line(
+            "continued",
+            format!(
+                "{} of {} parts with {} rows were there already",
+                parts.before, parts.total, rows.before
+            ),
+        );
     }
     line("rows", format!("{} ok, {} failed, {} in all", rows.ok, rows.failed, rows.total));
     for (code, count) in &report.failures {
         line("", format!("{count} {code}"));
     }
     if parts.found_committed > 0 {
-        line("twice", format!("{} parts were committed by another run meanwhile", parts.found_committed));
+        line(
+            "twice",
+            format!("{} parts were committed by another run meanwhile", parts.found_committed),
+        );
     }
     if occupancy.steps > 0 {
-        line("tokens", format!("{} in ({} from the cache), {} out", tokens.prompt, tokens.cached, tokens.completion));
-        let (prefill, decode) = (throughput.prefill_tokens_per_second, throughput.decode_tokens_per_second);
+        line(
+            "tokens",
+            format!(
+                "{} in ({} from the cache), {} out",
+                tokens.prompt, tokens.cached, tokens.completion
+            ),
+        );
+        let (prefill, decode) =
+            (throughput.prefill_tokens_per_second, throughput.decode_tokens_per_second);
         line("speed", format!("{prefill:.0} tokens/s prefill, {decode:.0} tokens/s decode"));
         line("TTFT", percentiles(&report.ttft_ms));
         line("TPOT", percentiles(&report.tpot_ms));
-        let (mean, most, share) = (occupancy.mean_running, occupancy.max_sequences, occupancy.fraction * 100.0);
-        line("batch", format!("{mean:.1} of {most} sequences ({share:.0} %) over {} steps, {} preempted", occupancy.steps, occupancy.preemptions));
+        let (mean, most, share) =
+            (occupancy.mean_running, occupancy.max_sequences, occupancy.fraction * 100.0);
+        line(
+            "batch",
+            format!(
+                "{mean:.1} of {most} sequences ({share:.0} %) over {} steps, {} preempted",
+                occupancy.steps, occupancy.preemptions
+            ),
+        );
     }
-    line("time", format!("{:.1} s: {:.1} planning, {:.1} loading, {:.1} generating", seconds.total, seconds.plan, seconds.load, seconds.generate));
-    line("memory", format!("{:.0} MiB at most", report.peak_memory_bytes as f64 / f64::from(1 << 20)));
-    line("output", format!("{} ({} of {} parts by this run)", report.output, parts.committed, parts.total));
+    line(
+        "time",
+        format!(
+            "{:.1} s: {:.1} planning, {:.1} loading, {:.1} generating",
+            seconds.total, seconds.plan, seconds.load, seconds.generate
+        ),
+    );
+    line(
+        "memory",
+        format!("{:.0} MiB at most", report.peak_memory_bytes as f64 / f64::from(1 << 20)),
+    );
+    line(
+        "output",
+        format!("{} ({} of {} parts by this run)", report.output, parts.committed, parts.total),
+    );
     text.trim_end().to_owned()
 }
 
@@ -61,10 +96,19 @@ mod tests {
             failures: [("malformed_json".into(), 2)].into(),
             tokens: Tokens { prompt: 1000, cached: 10, completion: 2000 },
             seconds: Seconds { plan: 0.1, load: 0.2, generate: 4.0, total: 4.3 },
-            throughput: Throughput { prefill_tokens_per_second: 250.0, decode_tokens_per_second: 500.0 },
+            throughput: Throughput {
+                prefill_tokens_per_second: 250.0,
+                decode_tokens_per_second: 500.0,
+            },
             ttft_ms: Percentiles { p50: 1.0, p95: 2.0, p99: 3.0 },
             tpot_ms: Percentiles { p50: 0.5, p95: 0.6, p99: 0.7 },
-            occupancy: Occupancy { steps: 40, mean_running: 50.0, max_sequences: 64, fraction: 0.78, preemptions: 1 },
+            occupancy: Occupancy {
+                steps: 40,
+                mean_running: 50.0,
+                max_sequences: 64,
+                fraction: 0.78,
+                preemptions: 1,
+            },
             peak_memory_bytes: 64 << 20,
             ..RunReport::default()
         };

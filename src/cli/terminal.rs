@@ -36,7 +36,9 @@ fn described(error: &dyn Error, hint: Option<String>) -> String {
 
 /// Text from outside must not move the cursor or change colours.
 pub(super) fn escaped(text: impl Display) -> String {
-    let safe = |c: char| if c.is_control() && c != '\n' { c.escape_default().to_string() } else { c.to_string() };
+    let safe = |c: char| {
+        if c.is_control() && c != '\n' { c.escape_default().to_string() } else { c.to_string() }
+    };
     text.to_string().chars().map(safe).collect()
 }
 

@@ -133,7 +133,10 @@ mod tests {
         assert_eq!(blocks.available(), 2);
         blocks.share(blocks.find(names[1]).unwrap());
         assert_eq!(blocks.take(), Some(a));
-        assert_eq!((blocks.find(names[0]), blocks.find(names[1]), blocks.take()), (None, Some(b), None));
+        assert_eq!(
+            (blocks.find(names[0]), blocks.find(names[1]), blocks.take()),
+            (None, Some(b), None)
+        );
     }
 
     #[test]

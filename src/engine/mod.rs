@@ -89,7 +89,11 @@ impl Engine {
         if blocks == 0 {
             return Err(EngineError::Cache { bytes: spec.cache_bytes, block_bytes });
         }
-        let limits = Limits { max_sequences: spec.max_sequences, max_step_tokens: spec.max_step_tokens, blocks };
+        let limits = Limits {
+            max_sequences: spec.max_sequences,
+            max_step_tokens: spec.max_step_tokens,
+            blocks,
+        };
         Ok(Self {
             pool: LatentPool::new(config.layers, blocks, config.latent_width()),
             rules: StopRules {
@@ -110,7 +114,8 @@ impl Engine {
     /// Bytes of cache that `max_sequences` sequences of the whole context could use, in whole blocks.
     pub fn useful_cache_bytes(config: &Config, max_sequences: usize) -> u64 {
         let blocks = config.max_position_embeddings.div_ceil(BLOCK_TOKENS) + 1;
-        LatentPool::block_bytes(config.layers, config.latent_width()) * (blocks * max_sequences) as u64
+        LatentPool::block_bytes(config.layers, config.latent_width())
+            * (blocks * max_sequences) as u64
     }
 
     /// Queues all samples of a prompt.
@@ -145,7 +150,9 @@ impl Engine {
 
     /// Whether no sequence waits or runs.
     pub fn is_idle(&self) -> bool {
-        self.scheduler.waiting.is_empty() && self.scheduler.running.is_empty() && self.failed.is_empty()
+        self.scheduler.waiting.is_empty()
+            && self.scheduler.running.is_empty()
+            && self.failed.is_empty()
     }
 
     /// Running sequences.
@@ -156,7 +163,10 @@ impl Engine {
     /// Tokens that waiting and running sequences may still take, as their limits allow.
     pub fn expected_tokens_left(&self) -> u64 {
         let running = self.scheduler.running.iter().map(|(_, sequence)| sequence);
-        let left = |s: &Sequence| (s.pending() + s.prompt.sampling.max_tokens as usize).saturating_sub(s.completion_tokens()) as u64;
+        let left = |s: &Sequence| {
+            (s.pending() + s.prompt.sampling.max_tokens as usize)
+                .saturating_sub(s.completion_tokens()) as u64
+        };
         running.chain(self.scheduler.waiting.iter()).map(left).sum()
     }
 
@@ -200,7 +210,17 @@ impl Engine {
                     };
                     let prompt_tokens = sequence.prompt_tokens();
                     let tokens = &sequence.tokens;
-                    choose(logits, &Choice { sampling, draw, tokens, prompt_tokens, forbidden: &forbidden, logprobs: *logprobs })
+                    choose(
+                        logits,
+                        &Choice {
+                            sampling,
+                            draw,
+                            tokens,
+                            prompt_tokens,
+                            forbidden: &forbidden,
+                            logprobs: *logprobs,
+                        },
+                    )
                 })
                 .collect())
         })
@@ -225,7 +245,10 @@ impl Engine {
         let mut ends: Vec<(usize, Result<StopReason, RowFailure>)> = Vec::new();
         for (&index, chosen) in sampled.iter().zip(chosen) {
             let end = match chosen {
-                Some(chosen) => self.extend(index, chosen, now).map(Ok).or_else(|| self.outgrown(index).map(Err)),
+                Some(chosen) => self
+                    .extend(index, chosen, now)
+                    .map(Ok)
+                    .or_else(|| self.outgrown(index).map(Err)),
                 None => Some(Err(self.not_numbers(index))),
             };
             ends.extend(end.map(|end| (index, end)));
@@ -267,12 +290,17 @@ impl Engine {
 
     fn not_numbers(&self, index: usize) -> RowFailure {
         let position = self.scheduler.running[index].1.completion_tokens();
-        RowFailure::new(FailureCode::Numerics, format!("the model's logits for completion token {position} are not numbers"))
+        RowFailure::new(
+            FailureCode::Numerics,
+            format!("the model's logits for completion token {position} are not numbers"),
+        )
     }
 
     fn no_room(&self, tokens: usize) -> RowFailure {
         let room = self.scheduler.max_tokens();
-        let message = format!("the sequence has {tokens} tokens, the latent cache holds {room}: set `batch.cache` higher");
+        let message = format!(
+            "the sequence has {tokens} tokens, the latent cache holds {room}: set `batch.cache` higher"
+        );
         RowFailure::new(FailureCode::PromptTooLong, message)
     }
 }

@@ -45,13 +45,18 @@ pub(super) fn choose(logits: &[f32], choice: &Choice) -> Option<Chosen> {
     }
     let mut adjusted = None;
     let sampling = choice.sampling;
-    let penalised =
-        sampling.repetition_penalty != 1.0 || sampling.presence_penalty != 0.0 || sampling.frequency_penalty != 0.0;
+    let penalised = sampling.repetition_penalty != 1.0
+        || sampling.presence_penalty != 0.0
+        || sampling.frequency_penalty != 0.0;
     if penalised || !choice.forbidden.is_empty() {
         adjusted = Some(adjust(logits, choice));
     }
     let scores = adjusted.as_deref().unwrap_or(logits);
-    let token = if sampling.temperature == 0.0 { argmax(scores) } else { sample(scores, sampling, choice.draw) };
+    let token = if sampling.temperature == 0.0 {
+        argmax(scores)
+    } else {
+        sample(scores, sampling, choice.draw)
+    };
     let Logprobs { chosen, top } = choice.logprobs;
     if !chosen && top == 0 {
         return Some(Chosen { token, logprob: 0.0, top: Vec::new() });
@@ -59,7 +64,9 @@ pub(super) fn choose(logits: &[f32], choice: &Choice) -> Option<Chosen> {
     let largest = logits[argmax(logits) as usize];
     let log_sum = ops::exponentials(logits, largest, 1.0, &mut []).ln();
     let logprob = |id: u32| (f64::from(logits[id as usize] - largest) - log_sum) as f32;
-    let top = most_probable(logits, top).into_iter().map(|token_id| TokenLogprob { token_id, logprob: logprob(token_id) });
+    let top = most_probable(logits, top)
+        .into_iter()
+        .map(|token_id| TokenLogprob { token_id, logprob: logprob(token_id) });
     Some(Chosen { token, logprob: logprob(token), top: top.collect() })
 }
 
@@ -73,13 +80,18 @@ fn adjust(logits: &[f32], choice: &Choice) -> Vec<f32> {
         seen.dedup();
         for id in seen {
             let score = &mut scores[id as usize];
-            *score = if *score > 0.0 { *score / sampling.repetition_penalty } else { *score * sampling.repetition_penalty };
+            *score = if *score > 0.0 {
+                *score / sampling.repetition_penalty
+            } else {
+                *score * sampling.repetition_penalty
+            };
         }
     }
     let mut generated = choice.tokens[choice.prompt_tokens..].to_vec();
     generated.sort_unstable();
     for run in generated.chunk_by(|a, b| a == b) {
-        scores[run[0] as usize] -= sampling.presence_penalty + sampling.frequency_penalty * run.len() as f32;
+        scores[run[0] as usize] -=
+            sampling.presence_penalty + sampling.frequency_penalty * run.len() as f32;
     }
     for &id in choice.forbidden {
         if let Some(score) = scores.get_mut(id as usize) {
@@ -102,7 +114,8 @@ fn argmax(scores: &[f32]) -> u32 {
 
 /// Ids of the `count` largest scores, best first, the lower id on a tie.
 fn most_probable(scores: &[f32], count: usize) -> Vec<u32> {
-    let better = |a: &u32, b: &u32| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b));
+    let better =
+        |a: &u32, b: &u32| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b));
     let mut ids: Vec<u32> = (0..scores.len() as u32).collect();
     if count < ids.len() {
         ids.select_nth_unstable_by(count, better);
@@ -119,7 +132,10 @@ fn sample(scores: &[f32], sampling: &Sampling, draw: Draw) -> u32 {
     let total = ops::exponentials(scores, largest, 1.0 / sampling.temperature, &mut weights);
     let whole = sampling.top_k == 0 && sampling.top_p >= 1.0 && sampling.min_p == 0.0;
     if whole {
-        return pick(weights.iter().enumerate().map(|(id, &w)| (id as u32, w)), total * draw.uniform());
+        return pick(
+            weights.iter().enumerate().map(|(id, &w)| (id as u32, w)),
+            total * draw.uniform(),
+        );
     }
     let mut ids: Vec<u32> = match sampling.top_k as usize {
         0 => most_probable(&weights, weights.len()),
@@ -225,7 +241,8 @@ mod tests {
             let draws = 20_000;
             let mut counts = [0.0f64; 6];
             for key in 0..draws {
-                counts[choose(&LOGITS, &choice(&sampling, &[0], key)).unwrap().token as usize] += 1.0;
+                counts[choose(&LOGITS, &choice(&sampling, &[0], key)).unwrap().token as usize] +=
+                    1.0;
             }
             let mass: f64 = allowed.iter().map(|&id| f64::from(LOGITS[id]).exp()).sum();
             let mut chi_square = 0.0;

@@ -55,7 +55,8 @@ pub(super) struct Plan {
 
 impl Scheduler {
     pub(super) fn new(limits: Limits) -> Self {
-        let limits = Limits { max_step_tokens: limits.max_step_tokens.max(limits.max_sequences), ..limits };
+        let limits =
+            Limits { max_step_tokens: limits.max_step_tokens.max(limits.max_sequences), ..limits };
         Self {
             limits,
             blocks: Blocks::new(limits.blocks),
@@ -125,12 +126,15 @@ impl Scheduler {
                 let shared = shared_blocks(blocks, sequence);
                 let fresh = (sequence.tokens.len() + 1).div_ceil(BLOCK_TOKENS) - shared.len();
                 let revived = shared.iter().filter(|&&block| blocks.is_unused(block)).count();
-                let promise = sequence.hashes.get(shared.len()).is_some_and(|hash| promised.contains(hash));
+                let promise =
+                    sequence.hashes.get(shared.len()).is_some_and(|hash| promised.contains(hash));
                 // Running sequences will soon want a block each: admitting into their room would only preempt.
                 let room = blocks.available() >= fresh + revived + spare;
                 !promise && (room || alone)
             };
-            let Some((order, mut sequence)) = self.waiting.pop(ADMISSION_DEPTH, fits) else { return };
+            let Some((order, mut sequence)) = self.waiting.pop(ADMISSION_DEPTH, fits) else {
+                return;
+            };
             for block in shared_blocks(&self.blocks, &sequence) {
                 self.blocks.share(block);
                 sequence.blocks.push(block);
@@ -161,14 +165,16 @@ impl Scheduler {
     /// How many of `tokens` the available blocks allow.
     fn affordable(&self, index: usize, tokens: usize) -> usize {
         let sequence = &self.running[index].1;
-        let room = (sequence.blocks.len() + self.blocks.available()) * BLOCK_TOKENS - sequence.cached;
+        let room =
+            (sequence.blocks.len() + self.blocks.available()) * BLOCK_TOKENS - sequence.cached;
         tokens.min(room)
     }
 
     /// Gives a sequence the blocks for its next tokens, all or none.
     fn reserve(&mut self, index: usize, tokens: usize) -> bool {
         let sequence = &mut self.running[index].1;
-        let wanted = (sequence.cached + tokens).div_ceil(BLOCK_TOKENS).saturating_sub(sequence.blocks.len());
+        let wanted =
+            (sequence.cached + tokens).div_ceil(BLOCK_TOKENS).saturating_sub(sequence.blocks.len());
         if wanted > self.blocks.available() {
             return false;
         }
@@ -178,7 +184,8 @@ impl Scheduler {
 
     /// The youngest sequence gives its blocks back and waits; its tokens are kept.
     fn preempt_youngest(&mut self) {
-        let (order, mut sequence) = self.running.pop().expect("only a running sequence can want for blocks");
+        let (order, mut sequence) =
+            self.running.pop().expect("only a running sequence can want for blocks");
         self.release(&mut sequence);
         self.waiting.push(order, sequence);
         self.preemptions += 1;
@@ -235,11 +242,16 @@ fn shared_blocks(blocks: &Blocks, sequence: &Sequence) -> Vec<u32> {
 fn add_tokens(step: &mut Step, sequence: &Sequence, count: usize) {
     let end = sequence.cached + count;
     let boundary = sequence.prompt_tokens().clamp(sequence.cached, end);
-    for (range, form) in [(sequence.cached..boundary, Form::Prompt), (boundary..end, Form::Generated)] {
+    for (range, form) in
+        [(sequence.cached..boundary, Form::Prompt), (boundary..end, Form::Generated)]
+    {
         if range.is_empty() {
             continue;
         }
-        let slot = |position: usize| sequence.blocks[position / BLOCK_TOKENS] * BLOCK_TOKENS as u32 + (position % BLOCK_TOKENS) as u32;
+        let slot = |position: usize| {
+            sequence.blocks[position / BLOCK_TOKENS] * BLOCK_TOKENS as u32
+                + (position % BLOCK_TOKENS) as u32
+        };
         step.spans.push(Span {
             first_row: step.tokens.len(),
             count: range.len(),

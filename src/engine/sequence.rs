@@ -47,9 +47,17 @@ impl Clock {
         Timing {
             queue: admitted.duration_since(self.received),
             ttft: self.first_token.map(|first| first.duration_since(admitted)),
-            decode: self.first_token.zip(self.last_token).filter(|(a, b)| b > a).map(|(a, b)| b.duration_since(a)),
+            decode: self
+                .first_token
+                .zip(self.last_token)
+                .filter(|(a, b)| b > a)
+                .map(|(a, b)| b.duration_since(a)),
             total: end.duration_since(self.received),
-            mean_batch: if self.steps == 0 { 0.0 } else { (self.company as f64 / self.steps as f64) as f32 },
+            mean_batch: if self.steps == 0 {
+                0.0
+            } else {
+                (self.company as f64 / self.steps as f64) as f32
+            },
         }
     }
 }

@@ -72,8 +72,15 @@ fn matches(storage: &Storage, spec: &InputSpec, pattern: &str) -> Result<Vec<Mat
 }
 
 fn glob(storage: &Storage, spec: &InputSpec, pattern: &str) -> Result<Vec<Match>, InputError> {
-    let refuse = |error: globset::Error| InputError::Pattern { pattern: pattern.into(), message: error.to_string() };
-    let matcher = GlobBuilder::new(pattern).literal_separator(true).build().map_err(refuse)?.compile_matcher();
+    let refuse = |error: globset::Error| InputError::Pattern {
+        pattern: pattern.into(),
+        message: error.to_string(),
+    };
+    let matcher = GlobBuilder::new(pattern)
+        .literal_separator(true)
+        .build()
+        .map_err(refuse)?
+        .compile_matcher();
     // Everything before the first part with a wildcard is a folder to list.
     let wild = pattern.find(['*', '?', '[', '{']).unwrap_or(pattern.len());
     let folder = pattern[..wild].rfind('/').map_or("", |end| &pattern[..end.max(1)]);
@@ -86,7 +93,8 @@ fn glob(storage: &Storage, spec: &InputSpec, pattern: &str) -> Result<Vec<Match>
         };
         if matcher.is_match(&name) {
             let format = format_of(&name, spec.format);
-            let format = format.ok_or_else(|| InputError::UnknownFormat { object: name.clone() })?;
+            let format =
+                format.ok_or_else(|| InputError::UnknownFormat { object: name.clone() })?;
             matches.push((name, entry, format));
         }
     }
@@ -94,7 +102,11 @@ fn glob(storage: &Storage, spec: &InputSpec, pattern: &str) -> Result<Vec<Match>
 }
 
 /// Objects below a folder with their paths relative to it.
-fn below(storage: &Storage, spec: &InputSpec, folder: &str) -> Result<Vec<(String, Entry)>, InputError> {
+fn below(
+    storage: &Storage,
+    spec: &InputSpec,
+    folder: &str,
+) -> Result<Vec<(String, Entry)>, InputError> {
     let location = storage.locate(folder, &spec.base)?;
     let prefix = location.to_string();
     let prefix = prefix.trim_end_matches('/');
@@ -112,14 +124,17 @@ fn hidden(relative: &str) -> bool {
 
 fn format_of(name: &str, choice: FormatChoice) -> Option<Format> {
     let lower = name.to_ascii_lowercase();
-    let (stem, packing) = match Path::new(&lower).extension().and_then(|extension| extension.to_str()) {
-        Some("gz") => (lower.strip_suffix(".gz").unwrap_or(&lower), Packing::Gzip),
-        Some("zst") => (lower.strip_suffix(".zst").unwrap_or(&lower), Packing::Zstd),
-        _ => (lower.as_str(), Packing::Plain),
-    };
+    let (stem, packing) =
+        match Path::new(&lower).extension().and_then(|extension| extension.to_str()) {
+            Some("gz") => (lower.strip_suffix(".gz").unwrap_or(&lower), Packing::Gzip),
+            Some("zst") => (lower.strip_suffix(".zst").unwrap_or(&lower), Packing::Zstd),
+            _ => (lower.as_str(), Packing::Plain),
+        };
     let extension = Path::new(stem).extension().and_then(|extension| extension.to_str());
     match (choice, extension) {
-        (FormatChoice::Jsonl, _) | (FormatChoice::Auto, Some("jsonl" | "ndjson")) => Some(Format::Jsonl(packing)),
+        (FormatChoice::Jsonl, _) | (FormatChoice::Auto, Some("jsonl" | "ndjson")) => {
+            Some(Format::Jsonl(packing))
+        }
         (FormatChoice::Parquet, _) => Some(Format::Parquet),
         (FormatChoice::Auto, Some("parquet")) if packing == Packing::Plain => Some(Format::Parquet),
         _ => None,

@@ -21,7 +21,13 @@ pub enum InputError {
     ColumnType { object: String, column: String, found: String, expected: &'static str },
     /// Two objects disagree about a kept column.
     #[error("kept column `{column}` is {first_type} in `{first}` and {second_type} in `{second}`")]
-    KeptType { column: String, first: String, first_type: String, second: String, second_type: String },
+    KeptType {
+        column: String,
+        first: String,
+        first_type: String,
+        second: String,
+        second_type: String,
+    },
     /// A Parquet file is damaged.
     #[error("`{object}` is not a readable Parquet file: {message}")]
     Parquet { object: String, message: String },
@@ -37,12 +43,20 @@ impl InputError {
     /// What to do about it, printed as a `hint:` line under the message.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
-            Self::NoMatch { .. } => "check `input.paths`; relative paths are relative to the job file",
+            Self::NoMatch { .. } => {
+                "check `input.paths`; relative paths are relative to the job file"
+            }
             Self::UnknownFormat { .. } => "set `input.format` to \"jsonl\" or \"parquet\"",
-            Self::MissingColumn { .. } => "the columns are named in `[input]` and `[sampling]`; each must be in the input",
+            Self::MissingColumn { .. } => {
+                "the columns are named in `[input]` and `[sampling]`; each must be in the input"
+            }
             Self::ColumnType { .. } => "name another column in `[input]`",
-            Self::KeptType { .. } => "run the objects as two jobs, or leave the column out of `input.keep`",
-            Self::Parquet { .. } | Self::Read { .. } => "the file may be incomplete, or of another format: see `input.format`",
+            Self::KeptType { .. } => {
+                "run the objects as two jobs, or leave the column out of `input.keep`"
+            }
+            Self::Parquet { .. } | Self::Read { .. } => {
+                "the file may be incomplete, or of another format: see `input.format`"
+            }
             Self::Pattern { .. } => return None,
             Self::Storage(error) => return error.hint(),
         };

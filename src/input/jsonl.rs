@@ -45,7 +45,13 @@ pub(super) struct Jsonl<'a> {
 impl Jsonl<'_> {
     fn lines(&self, mark: Mark) -> Result<Lines, InputError> {
         let place = (self.location, self.packing);
-        Lines::open(self.storage, place, self.name, self.spec.max_line_bytes, (mark.line, mark.offset))
+        Lines::open(
+            self.storage,
+            place,
+            self.name,
+            self.spec.max_line_bytes,
+            (mark.line, mark.offset),
+        )
     }
 
     /// Counts up to `most` rows; the first parsable ones are handed to `sample` while it takes them.
@@ -77,10 +83,16 @@ impl Jsonl<'_> {
         let mut read = Vec::with_capacity(rows as usize);
         while (read.len() as u64) < rows {
             let Some(line) = lines.next()? else {
-                let message = format!("it ended {} rows early: it was changed during the run", rows - read.len() as u64);
+                let message = format!(
+                    "it ended {} rows early: it was changed during the run",
+                    rows - read.len() as u64
+                );
                 return Err(InputError::Read { object: self.name.into(), message });
             };
-            read.push(RawRow { line: line.number, columns: parse(&line, self.spec.max_line_bytes) });
+            read.push(RawRow {
+                line: line.number,
+                columns: parse(&line, self.spec.max_line_bytes),
+            });
         }
         Ok(read)
     }
@@ -89,11 +101,19 @@ impl Jsonl<'_> {
 fn parse(line: &Line, max_bytes: usize) -> Result<Map<String, Value>, RowFailure> {
     let fail = |code, message: String| Err(RowFailure::new(code, message));
     let Some(bytes) = &line.bytes else {
-        return fail(FailureCode::LineTooLong, format!("the line is longer than {max_bytes} bytes"));
+        return fail(
+            FailureCode::LineTooLong,
+            format!("the line is longer than {max_bytes} bytes"),
+        );
     };
     let text = match std::str::from_utf8(bytes) {
         Ok(text) => text,
-        Err(error) => return fail(FailureCode::InvalidUtf8, format!("byte {} of the line is not UTF-8", error.valid_up_to())),
+        Err(error) => {
+            return fail(
+                FailureCode::InvalidUtf8,
+                format!("byte {} of the line is not UTF-8", error.valid_up_to()),
+            );
+        }
     };
     match serde_json::from_str(text) {
         Ok(Value::Object(columns)) => Ok(columns),
@@ -102,7 +122,10 @@ fn parse(line: &Line, max_bytes: usize) -> Result<Map<String, Value>, RowFailure
             // The error's own line is always 1 here and would be taken for the object's.
             let message = error.to_string();
             let message = message.split(" at line ").next().unwrap_or_default();
-            fail(FailureCode::MalformedJson, format!("the line is not valid JSON at column {}: {message}", error.column()))
+            fail(
+                FailureCode::MalformedJson,
+                format!("the line is not valid JSON at column {}: {message}", error.column()),
+            )
         }
     }
 }

@@ -15,9 +15,13 @@ use crate::row::{FailureCode, RowFailure};
 /// The types of kept columns as the sampled rows show them; text where nothing tells.
 pub(super) fn infer(keep: &[String], sample: &[Map<String, Value>]) -> Vec<Field> {
     let field = |column: &String| {
-        let values = sample.iter().filter_map(|row| Some(Ok(Value::Object(Map::from_iter([(column.clone(), row.get(column)?.clone())])))));
+        let values = sample.iter().filter_map(|row| {
+            Some(Ok(Value::Object(Map::from_iter([(column.clone(), row.get(column)?.clone())]))))
+        });
         let inferred = infer_json_schema_from_iterator(values).ok();
-        let found = inferred.and_then(|schema| schema.field_with_name(column).ok().map(|field| field.data_type().clone()));
+        let found = inferred.and_then(|schema| {
+            schema.field_with_name(column).ok().map(|field| field.data_type().clone())
+        });
         Field::new(column, found.map_or(DataType::Utf8, without_null), true)
     };
     keep.iter().map(field).collect()
@@ -27,9 +31,15 @@ pub(super) fn infer(keep: &[String], sample: &[Map<String, Value>]) -> Vec<Field
 fn without_null(found: DataType) -> DataType {
     match found {
         DataType::Null => DataType::Utf8,
-        DataType::List(item) => DataType::List(Arc::new(Field::new(item.name(), without_null(item.data_type().clone()), true))),
+        DataType::List(item) => DataType::List(Arc::new(Field::new(
+            item.name(),
+            without_null(item.data_type().clone()),
+            true,
+        ))),
         DataType::Struct(fields) => {
-            let field = |field: &Arc<Field>| Field::new(field.name(), without_null(field.data_type().clone()), true);
+            let field = |field: &Arc<Field>| {
+                Field::new(field.name(), without_null(field.data_type().clone()), true)
+            };
             DataType::Struct(fields.iter().map(field).collect())
         }
         other => other,
@@ -41,11 +51,14 @@ pub(super) fn decode(fields: &Fields, rows: &mut [RawRow]) -> RecordBatch {
     let schema: SchemaRef = Arc::new(Schema::new(fields.clone()));
     if fields.is_empty() {
         let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
-        return RecordBatch::try_new_with_options(schema, Vec::new(), &options).expect("no columns have any length");
+        return RecordBatch::try_new_with_options(schema, Vec::new(), &options)
+            .expect("no columns have any length");
     }
     let pick = |row: &RawRow| -> Map<String, Value> {
         let Ok(columns) = &row.columns else { return Map::new() };
-        let kept = fields.iter().filter_map(|field| Some((field.name().clone(), columns.get(field.name())?.clone())));
+        let kept = fields
+            .iter()
+            .filter_map(|field| Some((field.name().clone(), columns.get(field.name())?.clone())));
         kept.collect()
     };
     let picked: Vec<Map<String, Value>> = rows.iter().map(pick).collect();
@@ -66,7 +79,9 @@ pub(super) fn decode(fields: &Fields, rows: &mut [RawRow]) -> RecordBatch {
 }
 
 fn try_decode(schema: &SchemaRef, rows: &[Map<String, Value>]) -> Option<RecordBatch> {
-    let builder = ReaderBuilder::new(schema.clone()).with_coerce_primitive(true).with_batch_size(rows.len().max(1));
+    let builder = ReaderBuilder::new(schema.clone())
+        .with_coerce_primitive(true)
+        .with_batch_size(rows.len().max(1));
     let mut decoder = builder.build_decoder().ok()?;
     decoder.serialize(rows).ok()?;
     let batch = decoder.flush().ok()?;
@@ -84,6 +99,12 @@ fn misfit(schema: &SchemaRef, picked: &Map<String, Value>) -> String {
     let field = schema.fields().iter().find(alone);
     field.map_or_else(
         || "a kept column has a value of another type than the first rows".into(),
-        |field| format!("kept column `{}` has a value that is not {}, its type in the first rows", field.name(), field.data_type()),
+        |field| {
+            format!(
+                "kept column `{}` has a value that is not {}, its type in the first rows",
+                field.name(),
+                field.data_type()
+            )
+        },
     )
 }

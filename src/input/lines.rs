@@ -4,8 +4,8 @@ use std::io::{BufRead, BufReader, Read};
 
 use flate2::bufread::MultiGzDecoder;
 
-use super::discover::Packing;
 use super::InputError;
+use super::discover::Packing;
 use crate::storage::{Location, Storage};
 
 /// One line that is a row.
@@ -39,14 +39,20 @@ impl Lines {
     ) -> Result<Self, InputError> {
         let begin = if packing == Packing::Plain { offset } else { 0 };
         let raw = BufReader::with_capacity(1 << 18, storage.reader(location, begin)?);
-        let unreadable = |error: std::io::Error| InputError::Read { object: object.into(), message: error.to_string() };
+        let unreadable = |error: std::io::Error| InputError::Read {
+            object: object.into(),
+            message: error.to_string(),
+        };
         let mut source: Box<dyn BufRead + Send> = match packing {
             Packing::Plain => Box::new(raw),
             Packing::Gzip => Box::new(BufReader::new(MultiGzDecoder::new(raw))),
-            Packing::Zstd => Box::new(BufReader::new(zstd::Decoder::with_buffer(raw).map_err(unreadable)?)),
+            Packing::Zstd => {
+                Box::new(BufReader::new(zstd::Decoder::with_buffer(raw).map_err(unreadable)?))
+            }
         };
         if packing != Packing::Plain {
-            std::io::copy(&mut source.by_ref().take(offset), &mut std::io::sink()).map_err(unreadable)?;
+            std::io::copy(&mut source.by_ref().take(offset), &mut std::io::sink())
+                .map_err(unreadable)?;
         }
         Ok(Self { source, object: object.into(), max_bytes, number: number - 1, offset })
     }
@@ -74,7 +80,10 @@ impl Lines {
         let mut line = Vec::new();
         let (mut any, mut too_long) = (false, false);
         loop {
-            let unreadable = |error: std::io::Error| InputError::Read { object: self.object.clone(), message: error.to_string() };
+            let unreadable = |error: std::io::Error| InputError::Read {
+                object: self.object.clone(),
+                message: error.to_string(),
+            };
             let buffer = self.source.fill_buf().map_err(unreadable)?;
             if buffer.is_empty() {
                 break;

@@ -136,7 +136,11 @@ pub struct Input {
 
 impl Input {
     /// Finds the objects, counts their rows, checks their columns and cuts them into partitions.
-    pub fn discover(storage: &Storage, spec: InputSpec, rows_per_part: u64) -> Result<Self, InputError> {
+    pub fn discover(
+        storage: &Storage,
+        spec: InputSpec,
+        rows_per_part: u64,
+    ) -> Result<Self, InputError> {
         let mut objects = Vec::new();
         let mut sample = Vec::new();
         let mut left = if spec.limit == 0 { u64::MAX } else { spec.limit };
@@ -180,7 +184,10 @@ impl Input {
                 };
                 let mark = marks.get((partition.first_row / self.rows_per_part) as usize);
                 let mut raw = jsonl.read(mark, partition.rows)?;
-                (kept::decode(&self.kept, &mut raw), raw.into_iter().map(|RawRow { line, columns }| (Some(line), columns)).collect())
+                (
+                    kept::decode(&self.kept, &mut raw),
+                    raw.into_iter().map(|RawRow { line, columns }| (Some(line), columns)).collect(),
+                )
             }
             Content::Parquet(parquet) => self.read_parquet(object, parquet, partition)?,
         };
@@ -203,11 +210,18 @@ impl Input {
         object: &InputObject,
         parquet: &Parquet,
         partition: &Partition,
-    ) -> Result<(RecordBatch, Vec<(Option<u64>, Result<Map<String, Value>, crate::row::RowFailure>)>), InputError> {
+    ) -> Result<
+        (RecordBatch, Vec<(Option<u64>, Result<Map<String, Value>, crate::row::RowFailure>)>),
+        InputError,
+    > {
         let needed = needed_columns(&self.spec);
         let all = self.spec.prompt == PromptColumns::Template;
         let place = (&self.storage, &object.location, object.name.as_str());
-        let batch = parquet.read(place, (partition.first_row, partition.rows), (!all).then_some(&needed))?;
+        let batch = parquet.read(
+            place,
+            (partition.first_row, partition.rows),
+            (!all).then_some(&needed),
+        )?;
         let kept = parquet::project(&batch, &Arc::new(Schema::new(self.kept.clone())));
         let of_rows: Vec<usize> = (0..batch.num_columns())
             .filter(|&index| {
@@ -224,7 +238,9 @@ impl Input {
 /// Columns from which a row is made; a template may use any.
 fn row_columns(spec: &InputSpec) -> Vec<&str> {
     let prompt = match &spec.prompt {
-        PromptColumns::Messages(column) | PromptColumns::Text(column) | PromptColumns::TokenIds(column) => Some(column.as_str()),
+        PromptColumns::Messages(column)
+        | PromptColumns::Text(column)
+        | PromptColumns::TokenIds(column) => Some(column.as_str()),
         PromptColumns::Template => None,
     };
     prompt.into_iter().chain(spec.id.as_deref()).chain(spec.sampling.columns()).collect()
@@ -238,8 +254,13 @@ fn needed_columns(spec: &InputSpec) -> Vec<&str> {
 /// An error that names the column which is probably meant.
 fn missing<'a>(object: &str, column: &str, names: impl Iterator<Item = &'a str>) -> InputError {
     let nearest = names.min_by_key(|name| strsim::damerau_levenshtein(name, column));
-    let near = nearest.filter(|name| strsim::damerau_levenshtein(name, column) <= 1 + column.len() / 3);
-    InputError::MissingColumn { object: object.into(), column: column.into(), nearest: near.map(str::to_owned) }
+    let near =
+        nearest.filter(|name| strsim::damerau_levenshtein(name, column) <= 1 + column.len() / 3);
+    InputError::MissingColumn {
+        object: object.into(),
+        column: column.into(),
+        nearest: near.map(str::to_owned),
+    }
 }
 
 fn open(
@@ -265,28 +286,57 @@ fn open(
             (parquet.rows().min(left), Content::Parquet(parquet))
         }
     };
-    Ok(InputObject { name, size: entry.size, etag: entry.etag, rows, location: entry.location, content })
+    Ok(InputObject {
+        name,
+        size: entry.size,
+        etag: entry.etag,
+        rows,
+        location: entry.location,
+        content,
+    })
 }
 
 /// Refuses columns that no sampled JSONL row has: a typing error would otherwise fail every row.
-fn check_sample(spec: &InputSpec, objects: &[InputObject], sample: &[Map<String, Value>]) -> Result<(), InputError> {
-    let Some(object) = objects.iter().find(|object| matches!(object.content, Content::Jsonl { .. })) else { return Ok(()) };
+fn check_sample(
+    spec: &InputSpec,
+    objects: &[InputObject],
+    sample: &[Map<String, Value>],
+) -> Result<(), InputError> {
+    let Some(object) =
+        objects.iter().find(|object| matches!(object.content, Content::Jsonl { .. }))
+    else {
+        return Ok(());
+    };
     if sample.is_empty() {
         return Ok(());
     }
-    match needed_columns(spec).into_iter().find(|column| !sample.iter().any(|row| row.contains_key(*column))) {
-        Some(column) => Err(missing(&object.name, column, sample.iter().flat_map(|row| row.keys().map(String::as_str)))),
+    match needed_columns(spec)
+        .into_iter()
+        .find(|column| !sample.iter().any(|row| row.contains_key(*column)))
+    {
+        Some(column) => Err(missing(
+            &object.name,
+            column,
+            sample.iter().flat_map(|row| row.keys().map(String::as_str)),
+        )),
         None => Ok(()),
     }
 }
 
 /// The kept columns' types: those of the Parquet objects if there are any, else what JSONL rows show.
-fn kept_fields(spec: &InputSpec, objects: &[InputObject], sample: &[Map<String, Value>]) -> Result<Fields, InputError> {
+fn kept_fields(
+    spec: &InputSpec,
+    objects: &[InputObject],
+    sample: &[Map<String, Value>],
+) -> Result<Fields, InputError> {
     let mut kept: Option<(&str, Vec<Field>)> = None;
     for object in objects {
         let Content::Parquet(parquet) = &object.content else { continue };
         let field = |column: &String| {
-            let field = parquet.schema().field_with_name(column).expect("columns were checked when the object was opened");
+            let field = parquet
+                .schema()
+                .field_with_name(column)
+                .expect("columns were checked when the object was opened");
             Field::new(column, field.data_type().clone(), true)
         };
         let fields: Vec<Field> = spec.keep.iter().map(field).collect();
@@ -294,7 +344,9 @@ fn kept_fields(spec: &InputSpec, objects: &[InputObject], sample: &[Map<String, 
             kept = Some((&object.name, fields));
             continue;
         };
-        if let Some((a, b)) = before.iter().zip(&fields).find(|(a, b)| a.data_type() != b.data_type()) {
+        if let Some((a, b)) =
+            before.iter().zip(&fields).find(|(a, b)| a.data_type() != b.data_type())
+        {
             return Err(InputError::KeptType {
                 column: a.name().clone(),
                 first: (*first).into(),

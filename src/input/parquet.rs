@@ -10,7 +10,9 @@ use arrow::json::WriterBuilder;
 use arrow::json::writer::LineDelimited;
 use bytes::Bytes;
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
+};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{ChunkReader, Length};
 use serde_json::{Map, Value};
@@ -30,8 +32,10 @@ pub(super) struct Parquet {
 
 impl Parquet {
     pub(super) fn open(storage: &Storage, entry: &Entry, name: &str) -> Result<Self, InputError> {
-        let chunks = Chunks { storage: storage.clone(), location: entry.location.clone(), size: entry.size };
-        let metadata = ArrowReaderMetadata::load(&chunks, ArrowReaderOptions::new()).map_err(|error| damaged(name, &error))?;
+        let chunks =
+            Chunks { storage: storage.clone(), location: entry.location.clone(), size: entry.size };
+        let metadata = ArrowReaderMetadata::load(&chunks, ArrowReaderOptions::new())
+            .map_err(|error| damaged(name, &error))?;
         Ok(Self { metadata, size: entry.size })
     }
 
@@ -53,16 +57,21 @@ impl Parquet {
             })?;
         }
         let (column, fits, expected): (_, fn(&DataType) -> bool, _) = match &spec.prompt {
-            PromptColumns::Messages(column) => (column, is_messages, "a list of structs with role and content"),
+            PromptColumns::Messages(column) => {
+                (column, is_messages, "a list of structs with role and content")
+            }
             PromptColumns::Text(column) => (column, is_text, "a string"),
             PromptColumns::TokenIds(column) => (column, is_ids, "a list of integers"),
             PromptColumns::Template => return Ok(()),
         };
         let found = schema.field_with_name(column).map(|field| field.data_type());
         match found {
-            Ok(found) if !fits(found) => {
-                Err(InputError::ColumnType { object: name.into(), column: column.clone(), found: found.to_string(), expected })
-            }
+            Ok(found) if !fits(found) => Err(InputError::ColumnType {
+                object: name.into(),
+                column: column.clone(),
+                found: found.to_string(),
+                expected,
+            }),
             _ => Ok(()),
         }
     }
@@ -74,15 +83,19 @@ impl Parquet {
         (first, count): (u64, u64),
         columns: Option<&[&str]>,
     ) -> Result<RecordBatch, InputError> {
-        let chunks = Chunks { storage: storage.clone(), location: location.clone(), size: self.size };
+        let chunks =
+            Chunks { storage: storage.clone(), location: location.clone(), size: self.size };
         let fail = |error: &dyn std::fmt::Display| damaged(name, error);
         let groups = self.groups(first, count);
-        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(chunks, self.metadata.clone());
+        let builder =
+            ParquetRecordBatchReaderBuilder::new_with_metadata(chunks, self.metadata.clone());
         let projection = match columns {
             None => ProjectionMask::all(),
             Some(columns) => {
                 let fields = self.schema().fields().iter().enumerate();
-                let wanted = fields.filter(|(_, field)| columns.contains(&field.name().as_str())).map(|(index, _)| index);
+                let wanted = fields
+                    .filter(|(_, field)| columns.contains(&field.name().as_str()))
+                    .map(|(index, _)| index);
                 ProjectionMask::roots(builder.parquet_schema(), wanted)
             }
         };
@@ -131,11 +144,15 @@ fn damaged(name: &str, error: &dyn std::fmt::Display) -> InputError {
 }
 
 /// Rows of a batch as JSON objects, nulls included.
-pub(super) fn to_json(batch: &RecordBatch, name: &str) -> Result<Vec<Map<String, Value>>, InputError> {
+pub(super) fn to_json(
+    batch: &RecordBatch,
+    name: &str,
+) -> Result<Vec<Map<String, Value>>, InputError> {
     if batch.num_columns() == 0 {
         return Ok(vec![Map::new(); batch.num_rows()]);
     }
-    let mut writer = WriterBuilder::new().with_explicit_nulls(true).build::<_, LineDelimited>(Vec::new());
+    let mut writer =
+        WriterBuilder::new().with_explicit_nulls(true).build::<_, LineDelimited>(Vec::new());
     writer.write(batch).and_then(|()| writer.finish()).map_err(|error| damaged(name, &error))?;
     let text = writer.into_inner();
     let lines = text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty());
@@ -149,7 +166,8 @@ pub(super) fn project(batch: &RecordBatch, schema: &Arc<Schema>) -> RecordBatch 
     };
     let columns = schema.fields().iter().map(column).collect();
     let options = arrow::array::RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
-    RecordBatch::try_new_with_options(schema.clone(), columns, &options).expect("types were compared at discovery")
+    RecordBatch::try_new_with_options(schema.clone(), columns, &options)
+        .expect("types were compared at discovery")
 }
 
 fn is_text(found: &DataType) -> bool {
@@ -162,17 +180,23 @@ fn is_text(found: &DataType) -> bool {
 
 fn item(found: &DataType) -> Option<&DataType> {
     match found {
-        DataType::List(item) | DataType::LargeList(item) | DataType::FixedSizeList(item, _) | DataType::ListView(item) | DataType::LargeListView(item) => {
-            Some(item.data_type())
-        }
+        DataType::List(item)
+        | DataType::LargeList(item)
+        | DataType::FixedSizeList(item, _)
+        | DataType::ListView(item)
+        | DataType::LargeListView(item) => Some(item.data_type()),
         _ => None,
     }
 }
 
 fn is_messages(found: &DataType) -> bool {
-    let has = |fields: &arrow::datatypes::Fields, names: [&str; 2]| fields.iter().any(|field| names.contains(&field.name().as_str()));
+    let has = |fields: &arrow::datatypes::Fields, names: [&str; 2]| {
+        fields.iter().any(|field| names.contains(&field.name().as_str()))
+    };
     match item(found) {
-        Some(DataType::Struct(fields)) => has(fields, ["role", "from"]) && has(fields, ["content", "value"]),
+        Some(DataType::Struct(fields)) => {
+            has(fields, ["role", "from"]) && has(fields, ["content", "value"])
+        }
         Some(DataType::Null) => true,
         _ => false,
     }
@@ -199,12 +223,17 @@ impl ChunkReader for Chunks {
     type T = BufReader<ObjectReader>;
 
     fn get_read(&self, start: u64) -> parquet::errors::Result<Self::T> {
-        let reader = self.storage.reader(&self.location, start).map_err(|error| ParquetError::External(Box::new(error)))?;
+        let reader = self
+            .storage
+            .reader(&self.location, start)
+            .map_err(|error| ParquetError::External(Box::new(error)))?;
         Ok(BufReader::new(reader))
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> parquet::errors::Result<Bytes> {
         let range = start..start + length as u64;
-        self.storage.get_range(&self.location, range).map_err(|error| ParquetError::External(Box::new(error)))
+        self.storage
+            .get_range(&self.location, range)
+            .map_err(|error| ParquetError::External(Box::new(error)))
     }
 }

@@ -3,11 +3,19 @@
 use serde_json::{Map, Value};
 
 use super::{InputSpec, PromptColumns};
-use crate::row::{FailureCode, Message, PromptRequest, PromptRow, PromptSource, RowFailure, RowRef};
+use crate::row::{
+    FailureCode, Message, PromptRequest, PromptRow, PromptSource, RowFailure, RowRef,
+};
 use crate::sampling::Sampling;
 
 /// Makes a row of its columns, or of the reason why there are none.
-pub(super) fn prompt_row(spec: &InputSpec, row: RowRef, row_index: u64, place: String, columns: Result<Map<String, Value>, RowFailure>) -> PromptRow {
+pub(super) fn prompt_row(
+    spec: &InputSpec,
+    row: RowRef,
+    row_index: u64,
+    place: String,
+    columns: Result<Map<String, Value>, RowFailure>,
+) -> PromptRow {
     let mut id = row_index.to_string();
     let request = columns.and_then(|columns| {
         // The id is taken first, so that a failed row still has it.
@@ -17,7 +25,10 @@ pub(super) fn prompt_row(spec: &InputSpec, row: RowRef, row_index: u64, place: S
         let sampling = sampling(spec, &columns)?;
         Ok(PromptRequest { source: source(spec, columns)?, sampling })
     });
-    let request = request.map_err(|failure| RowFailure { message: format!("{place}: {}", failure.message), ..failure });
+    let request = request.map_err(|failure| RowFailure {
+        message: format!("{place}: {}", failure.message),
+        ..failure
+    });
     PromptRow { row, row_index, id, place, request }
 }
 
@@ -59,13 +70,19 @@ fn identity(value: &Value, column: &str) -> Result<String, RowFailure> {
 
 fn source(spec: &InputSpec, columns: Map<String, Value>) -> Result<PromptSource, RowFailure> {
     match &spec.prompt {
-        PromptColumns::Messages(column) => messages(present(&columns, column)?, column).map(PromptSource::Messages),
+        PromptColumns::Messages(column) => {
+            messages(present(&columns, column)?, column).map(PromptSource::Messages)
+        }
         PromptColumns::Text(column) => match present(&columns, column)? {
-            Value::String(text) if text.is_empty() => fail(FailureCode::EmptyPrompt, format!("column `{column}` is empty")),
+            Value::String(text) if text.is_empty() => {
+                fail(FailureCode::EmptyPrompt, format!("column `{column}` is empty"))
+            }
             Value::String(text) => Ok(PromptSource::Text(text.clone())),
             other => wrong_type(&format!("column `{column}`"), other, "a string"),
         },
-        PromptColumns::TokenIds(column) => token_ids(present(&columns, column)?, column).map(PromptSource::TokenIds),
+        PromptColumns::TokenIds(column) => {
+            token_ids(present(&columns, column)?, column).map(PromptSource::TokenIds)
+        }
         PromptColumns::Template => Ok(PromptSource::Columns(columns)),
     }
 }
@@ -78,8 +95,12 @@ fn token_ids(value: &Value, column: &str) -> Result<Vec<u32>, RowFailure> {
         return fail(FailureCode::EmptyPrompt, format!("column `{column}` is an empty list"));
     }
     let id = |value: &Value| match whole(value) {
-        Some(id) => u32::try_from(id)
-            .or_else(|_| fail(FailureCode::InvalidTokenId, format!("column `{column}` has {value}, which is no token id"))),
+        Some(id) => u32::try_from(id).or_else(|_| {
+            fail(
+                FailureCode::InvalidTokenId,
+                format!("column `{column}` has {value}, which is no token id"),
+            )
+        }),
         None => wrong_type(&format!("a value of column `{column}`"), value, "a token id"),
     };
     values.iter().map(id).collect()
@@ -88,7 +109,9 @@ fn token_ids(value: &Value, column: &str) -> Result<Vec<u32>, RowFailure> {
 /// A whole number, also if it is written as 3.0.
 fn whole(value: &Value) -> Option<i128> {
     let exact = value.as_i64().map(i128::from).or_else(|| value.as_u64().map(i128::from));
-    exact.or_else(|| value.as_f64().filter(|x| x.fract() == 0.0 && x.abs() < 9e15).map(|x| x as i128))
+    exact.or_else(|| {
+        value.as_f64().filter(|x| x.fract() == 0.0 && x.abs() < 9e15).map(|x| x as i128)
+    })
 }
 
 fn messages(value: &Value, column: &str) -> Result<Vec<Message>, RowFailure> {
@@ -98,17 +121,29 @@ fn messages(value: &Value, column: &str) -> Result<Vec<Message>, RowFailure> {
     if turns.is_empty() {
         return fail(FailureCode::EmptyMessages, format!("column `{column}` has no message"));
     }
-    turns.iter().enumerate().map(|(index, turn)| message(turn, &format!("message {index} of column `{column}`"))).collect()
+    turns
+        .iter()
+        .enumerate()
+        .map(|(index, turn)| message(turn, &format!("message {index} of column `{column}`")))
+        .collect()
 }
 
 fn message(turn: &Value, what: &str) -> Result<Message, RowFailure> {
-    let Value::Object(fields) = turn else { return wrong_type(what, turn, "an object with role and content") };
+    let Value::Object(fields) = turn else {
+        return wrong_type(what, turn, "an object with role and content");
+    };
     let field = |names: [&str; 2]| {
-        let value = names.iter().find_map(|name| fields.get(*name).filter(|value| !value.is_null()));
+        let value =
+            names.iter().find_map(|name| fields.get(*name).filter(|value| !value.is_null()));
         let null = || names.iter().find(|name| fields.contains_key(**name));
         value.ok_or_else(|| match null() {
-            Some(name) => RowFailure::new(FailureCode::NullValue, format!("`{name}` of {what} is null")),
-            None => RowFailure::new(FailureCode::MissingColumn, format!("`{}` of {what} is missing", names[0])),
+            Some(name) => {
+                RowFailure::new(FailureCode::NullValue, format!("`{name}` of {what} is null"))
+            }
+            None => RowFailure::new(
+                FailureCode::MissingColumn,
+                format!("`{}` of {what} is missing", names[0]),
+            ),
         })
     };
     let role = match field(["role", "from"])? {
@@ -121,7 +156,9 @@ fn message(turn: &Value, what: &str) -> Result<Message, RowFailure> {
         "human" => "user",
         "gpt" => "assistant",
         other => {
-            let message = format!("the role of {what} is `{other}`, expected `system`, `user` or `assistant`");
+            let message = format!(
+                "the role of {what} is `{other}`, expected `system`, `user` or `assistant`"
+            );
             return fail(FailureCode::UnknownRole, message);
         }
     };
@@ -136,7 +173,10 @@ fn text_content(value: &Value, what: &str) -> Result<String, RowFailure> {
         Value::Array(parts) => {
             let part = |part: &Value| match &part["text"] {
                 Value::String(text) => Ok(text.clone()),
-                _ => fail(FailureCode::WrongType, format!("the content of {what} has a part that is no text")),
+                _ => fail(
+                    FailureCode::WrongType,
+                    format!("the content of {what} has a part that is no text"),
+                ),
             };
             parts.iter().map(part).collect()
         }
@@ -166,23 +206,34 @@ fn sampling(spec: &InputSpec, columns: &Map<String, Value>) -> Result<Sampling, 
 }
 
 /// A column's name and the row's value in it, if it has one.
-fn own<'a>(columns: &'a Map<String, Value>, column: &'a Option<String>) -> Option<(&'a str, &'a Value)> {
+fn own<'a>(
+    columns: &'a Map<String, Value>,
+    column: &'a Option<String>,
+) -> Option<(&'a str, &'a Value)> {
     let column = column.as_deref()?;
     columns.get(column).filter(|value| !value.is_null()).map(|value| (column, value))
 }
 
 fn count(value: &Value, column: &str) -> Result<u32, RowFailure> {
     match whole(value) {
-        Some(count) => u32::try_from(count)
-            .or_else(|_| fail(FailureCode::InvalidSampling, format!("column `{column}` is {value}, expected 0 to {}", u32::MAX))),
+        Some(count) => u32::try_from(count).or_else(|_| {
+            fail(
+                FailureCode::InvalidSampling,
+                format!("column `{column}` is {value}, expected 0 to {}", u32::MAX),
+            )
+        }),
         None => wrong_type(&format!("column `{column}`"), value, "a whole number"),
     }
 }
 
 fn seed(value: &Value, column: &str) -> Result<u64, RowFailure> {
     match whole(value) {
-        Some(seed) => u64::try_from(seed)
-            .or_else(|_| fail(FailureCode::InvalidSampling, format!("column `{column}` is {value}, expected 0 or more"))),
+        Some(seed) => u64::try_from(seed).or_else(|_| {
+            fail(
+                FailureCode::InvalidSampling,
+                format!("column `{column}` is {value}, expected 0 or more"),
+            )
+        }),
         None => wrong_type(&format!("column `{column}`"), value, "a whole number"),
     }
 }
@@ -195,7 +246,9 @@ fn number(value: &Value, column: &str) -> Result<f32, RowFailure> {
 }
 
 fn flag(value: &Value, column: &str) -> Result<bool, RowFailure> {
-    value.as_bool().map_or_else(|| wrong_type(&format!("column `{column}`"), value, "a boolean"), Ok)
+    value
+        .as_bool()
+        .map_or_else(|| wrong_type(&format!("column `{column}`"), value, "a boolean"), Ok)
 }
 
 fn strings(value: &Value, column: &str) -> Result<Vec<String>, RowFailure> {

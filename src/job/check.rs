@@ -5,7 +5,10 @@ use std::path::Path;
 use serde_json::json;
 
 use super::error::Problem;
-use super::file::{CompressionChoice, DeviceKind, Extra, Format, InputSection, JobFile, OutputSection, SamplingSection, TooLongChoice};
+use super::file::{
+    CompressionChoice, DeviceKind, Extra, Format, InputSection, JobFile, OutputSection,
+    SamplingSection, TooLongChoice,
+};
 use super::setting::Setting;
 use super::written::line_of;
 use super::{BatchSpec, Job};
@@ -18,17 +21,35 @@ use crate::sampling::SamplingSpec;
 const MAX_TOP_LOGPROBS: u32 = 100;
 
 /// Checks a parsed file; `problems` has what the parser found.
-pub(super) fn check(file: JobFile, name: String, base: &Path, text: &str, problems: Vec<Problem>) -> Result<Job, Vec<Problem>> {
+pub(super) fn check(
+    file: JobFile,
+    name: String,
+    base: &Path,
+    text: &str,
+    problems: Vec<Problem>,
+) -> Result<Job, Vec<Problem>> {
     let mut report = Report { text, problems };
     let JobFile { model, devices, input, sampling, batch, output } = file;
     let model_path = report.required("model.path", model.path);
     let output_path = report.required("output.path", output.path.clone());
-    report.expect(!input.paths.is_empty(), "input.paths", "is missing: at least one file, glob or folder");
+    report.expect(
+        !input.paths.is_empty(),
+        "input.paths",
+        "is missing: at least one file, glob or folder",
+    );
     let (columns, template) = prompt_columns(&input, &mut report);
-    report.expect(input.system.is_none() || template.is_some(), "input.system", "needs `input.template`");
+    report.expect(
+        input.system.is_none() || template.is_some(),
+        "input.system",
+        "needs `input.template`",
+    );
     report.expect(devices.ranks == 1, "devices.ranks", "only 1 is supported yet");
     report.expect(devices.stages == 1, "devices.stages", "only 1 is supported yet");
-    report.expect(devices.kind == DeviceKind::Cpu, "devices.kind", "this build of nightshift computes on the CPU only; use \"cpu\"");
+    report.expect(
+        devices.kind == DeviceKind::Cpu,
+        "devices.kind",
+        "this build of nightshift computes on the CPU only; use \"cpu\"",
+    );
     let sampling = sampling_spec(sampling);
     for problem in sampling.defaults().problems() {
         report.problem("sampling", problem);
@@ -36,7 +57,11 @@ pub(super) fn check(file: JobFile, name: String, base: &Path, text: &str, proble
     report.expect(batch.max_sequences >= 1, "batch.max_sequences", "is 0, expected at least 1");
     report.expect(batch.max_step_tokens >= 1, "batch.max_step_tokens", "is 0, expected at least 1");
     report.expect(batch.window_rows >= 1, "batch.window_rows", "is 0, expected at least 1");
-    report.expect((1..=1 << 32).contains(&output.rows_per_part), "output.rows_per_part", "expected 1 to 4294967296");
+    report.expect(
+        (1..=1 << 32).contains(&output.rows_per_part),
+        "output.rows_per_part",
+        "expected 1 to 4294967296",
+    );
     let cache_bytes = cache_bytes(batch.cache.0, &mut report);
     let include = include(&output, &mut report);
     let compression = match output.compression {
@@ -118,7 +143,12 @@ impl Report<'_> {
         if self.problems.iter().any(|problem| problem.key == key && key.contains('.')) {
             return;
         }
-        self.problems.push(Problem { key: key.into(), line: line_of(self.text, key), message, hint: None });
+        self.problems.push(Problem {
+            key: key.into(),
+            line: line_of(self.text, key),
+            message,
+            hint: None,
+        });
     }
 
     fn expect(&mut self, holds: bool, key: &str, message: &str) {
@@ -141,8 +171,11 @@ fn prompt_columns(input: &InputSection, report: &mut Report) -> (PromptColumns, 
         (None, None, Some(column), None) => (PromptColumns::TokenIds(column.clone()), None),
         (None, None, None, Some(template)) => (PromptColumns::Template, Some(template.clone())),
         _ => {
-            let given = [messages, prompt, prompt_token_ids, template].into_iter().flatten().count();
-            let message = format!("exactly one of `messages`, `prompt`, `prompt_token_ids` and `template` is needed, {given} are given");
+            let given =
+                [messages, prompt, prompt_token_ids, template].into_iter().flatten().count();
+            let message = format!(
+                "exactly one of `messages`, `prompt`, `prompt_token_ids` and `template` is needed, {given} are given"
+            );
             report.problem("input", message);
             (PromptColumns::Template, None)
         }
@@ -180,11 +213,17 @@ fn cache_bytes(written: Option<toml::Value>, report: &mut Report) -> Option<u64>
     let bytes = match &written {
         None => return None,
         Some(toml::Value::String(text)) if text == "auto" => return None,
-        Some(toml::Value::String(text)) => text.parse::<bytesize::ByteSize>().ok().map(|size| size.as_u64()),
+        Some(toml::Value::String(text)) => {
+            text.parse::<bytesize::ByteSize>().ok().map(|size| size.as_u64())
+        }
         Some(toml::Value::Integer(bytes)) => u64::try_from(*bytes).ok(),
         Some(_) => None,
     };
-    report.expect(bytes.is_some_and(|bytes| bytes > 0), "batch.cache", "expected \"auto\" or bytes such as \"2GiB\"");
+    report.expect(
+        bytes.is_some_and(|bytes| bytes > 0),
+        "batch.cache",
+        "expected \"auto\" or bytes such as \"2GiB\"",
+    );
     bytes
 }
 
@@ -193,8 +232,16 @@ fn include(output: &OutputSection, report: &mut Report) -> Include {
     let top = has(Extra::TopLogprobs);
     let count = output.top_logprobs;
     report.expect(count <= MAX_TOP_LOGPROBS, "output.top_logprobs", "expected at most 100");
-    report.expect(!top || count > 0, "output.top_logprobs", "is 0, but `output.include` asks for `top_logprobs`");
-    report.expect(top || count == 0, "output.include", "needs `top_logprobs` for `output.top_logprobs` to show");
+    report.expect(
+        !top || count > 0,
+        "output.top_logprobs",
+        "is 0, but `output.include` asks for `top_logprobs`",
+    );
+    report.expect(
+        top || count == 0,
+        "output.include",
+        "needs `top_logprobs` for `output.top_logprobs` to show",
+    );
     Include {
         token_ids: has(Extra::TokenIds),
         logprobs: has(Extra::Logprobs),

@@ -175,7 +175,12 @@ pub(super) struct BatchSection {
 
 impl Default for BatchSection {
     fn default() -> Self {
-        Self { max_sequences: 64, max_step_tokens: 2048, cache: CacheChoice::default(), window_rows: 8192 }
+        Self {
+            max_sequences: 64,
+            max_step_tokens: 2048,
+            cache: CacheChoice::default(),
+            window_rows: 8192,
+        }
     }
 }
 

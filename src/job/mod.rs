@@ -67,14 +67,24 @@ pub struct BatchSpec {
 impl Job {
     /// Reads and checks a job file.
     pub fn load(path: &Path, overrides: &Overrides) -> Result<Self, JobError> {
-        let text = std::fs::read_to_string(path).map_err(|source| JobError::Read { path: path.into(), source })?;
-        let base = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let name = path.file_stem().map_or_else(|| "job".into(), |stem| stem.to_string_lossy().into_owned());
-        Self::parse(&text, name, base, overrides).map_err(|problems| JobError::Invalid { path: path.into(), problems })
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| JobError::Read { path: path.into(), source })?;
+        let base =
+            path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let name = path
+            .file_stem()
+            .map_or_else(|| "job".into(), |stem| stem.to_string_lossy().into_owned());
+        Self::parse(&text, name, base, overrides)
+            .map_err(|problems| JobError::Invalid { path: path.into(), problems })
     }
 
     /// Checks a job file's text.
-    pub fn parse(text: &str, name: String, base: &Path, overrides: &Overrides) -> Result<Self, Vec<Problem>> {
+    pub fn parse(
+        text: &str,
+        name: String,
+        base: &Path,
+        overrides: &Overrides,
+    ) -> Result<Self, Vec<Problem>> {
         let mut problems = Vec::new();
         let file = written::parse(text, overrides, &mut problems);
         check::check(file, name, base, text, problems)
@@ -85,24 +95,30 @@ impl Job {
 mod tests {
     use super::*;
 
-    const LEAST: &str = "[model]\npath='m'\n[input]\npaths=['a.jsonl']\nprompt='p'\n[output]\npath='o'\n";
+    const LEAST: &str =
+        "[model]\npath='m'\n[input]\npaths=['a.jsonl']\nprompt='p'\n[output]\npath='o'\n";
 
     fn parse(text: &str, set: &[&str]) -> Result<Job, Vec<Problem>> {
-        let overrides = Overrides { set: set.iter().map(|s| s.to_string()).collect(), ..Overrides::default() };
+        let overrides =
+            Overrides { set: set.iter().map(|s| s.to_string()).collect(), ..Overrides::default() };
         Job::parse(text, "job".into(), Path::new("/jobs"), &overrides)
     }
 
     #[test]
     fn the_least_job_has_the_documented_defaults() {
         let job = parse(LEAST, &[]).unwrap();
-        assert_eq!((job.batch.max_sequences, job.batch.window_rows, job.rows_per_part), (64, 8192, 1000));
+        assert_eq!(
+            (job.batch.max_sequences, job.batch.window_rows, job.rows_per_part),
+            (64, 8192, 1000)
+        );
         assert_eq!(job.input.sampling, crate::sampling::SamplingSpec::default());
     }
 
     #[test]
     fn every_problem_is_reported_at_once_with_the_nearest_key() {
         let text = LEAST.replace("prompt='p'", "prompt='p'\nmessages='m'\nkep=['x']\nlimit='many'");
-        let text = text + "[sampling]\ntemprature=1\ntop_p=1.5\n[batch]\nmax_sequences=0\ncache='lots'\n[sampler]\n";
+        let text = text
+            + "[sampling]\ntemprature=1\ntop_p=1.5\n[batch]\nmax_sequences=0\ncache='lots'\n[sampler]\n";
         let problems = parse(&text, &["devices.ranks=2"]).unwrap_err();
         let keys: Vec<&str> = problems.iter().map(|p| p.key.as_str()).collect();
         for key in [
@@ -125,7 +141,16 @@ mod tests {
 
     #[test]
     fn overrides_replace_any_key() {
-        let job = parse(LEAST, &["batch.max_sequences=8", "batch.cache=2GiB", "sampling.stop=['x']", "model.dtype=bf16"]).unwrap();
+        let job = parse(
+            LEAST,
+            &[
+                "batch.max_sequences=8",
+                "batch.cache=2GiB",
+                "sampling.stop=['x']",
+                "model.dtype=bf16",
+            ],
+        )
+        .unwrap();
         assert_eq!(job.batch.max_sequences, 8);
         assert_eq!(job.batch.cache_bytes, Some(2 << 30));
         assert_eq!(job.input.sampling.stop.default, ["x"]);
@@ -135,16 +160,26 @@ mod tests {
     #[test]
     fn speed_is_not_identity_and_sampling_is() {
         let plain = parse(LEAST, &[]).unwrap().identity;
-        let fast = parse(LEAST, &["batch.max_sequences=8", "devices.threads=3", "batch.cache='1GiB'"]).unwrap().identity;
+        let fast =
+            parse(LEAST, &["batch.max_sequences=8", "devices.threads=3", "batch.cache='1GiB'"])
+                .unwrap()
+                .identity;
         assert_eq!(fingerprint(&plain), fingerprint(&fast));
-        for change in ["sampling.seed=1", "output.rows_per_part=7", "input.limit=3", "model.dtype='bf16'"] {
-            assert_ne!(fingerprint(&plain), fingerprint(&parse(LEAST, &[change]).unwrap().identity), "{change}");
+        for change in
+            ["sampling.seed=1", "output.rows_per_part=7", "input.limit=3", "model.dtype='bf16'"]
+        {
+            assert_ne!(
+                fingerprint(&plain),
+                fingerprint(&parse(LEAST, &[change]).unwrap().identity),
+                "{change}"
+            );
         }
     }
 
     #[test]
     fn a_setting_may_be_a_column() {
-        let text = LEAST.to_owned() + "[sampling]\nmax_tokens = { column = 'n_out', default = 7 }\n";
+        let text =
+            LEAST.to_owned() + "[sampling]\nmax_tokens = { column = 'n_out', default = 7 }\n";
         let setting = parse(&text, &[]).unwrap().input.sampling.max_tokens;
         assert_eq!((setting.column.as_deref(), setting.default), (Some("n_out"), 7));
     }

@@ -16,7 +16,9 @@ pub(super) struct Setting<T> {
 impl<'de, T: DeserializeOwned> Deserialize<'de> for Setting<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = toml::Value::deserialize(deserializer)?;
-        let parse = |value: toml::Value| T::deserialize(value).map_err(|error| D::Error::custom(error.message()));
+        let parse = |value: toml::Value| {
+            T::deserialize(value).map_err(|error| D::Error::custom(error.message()))
+        };
         let toml::Value::Table(mut table) = value else {
             return Ok(Self { column: None, default: Some(parse(value)?) });
         };
@@ -26,7 +28,9 @@ impl<'de, T: DeserializeOwned> Deserialize<'de> for Setting<T> {
         };
         let default = table.remove("default").map(parse).transpose()?;
         match table.keys().next() {
-            Some(key) => Err(D::Error::custom(format!("unknown key `{key}`, expected `column` and `default`"))),
+            Some(key) => Err(D::Error::custom(format!(
+                "unknown key `{key}`, expected `column` and `default`"
+            ))),
             None => Ok(Self { column, default }),
         }
     }

@@ -28,7 +28,12 @@ pub(super) fn parse(text: &str, overrides: &Overrides, problems: &mut Vec<Proble
         Ok(table) => table,
         Err(error) => {
             let line = error.span().map(|span| text[..span.start].lines().count().max(1));
-            problems.push(Problem { key: String::new(), line, message: error.message().into(), hint: None });
+            problems.push(Problem {
+                key: String::new(),
+                line,
+                message: error.message().into(),
+                hint: None,
+            });
             return JobFile::default();
         }
     };
@@ -61,7 +66,8 @@ impl Sections<'_> {
             None => return S::default(),
             Some(Value::Table(table)) => table,
             Some(other) => {
-                let message = format!("expected a section `[{section}]`, found {}", other.type_str());
+                let message =
+                    format!("expected a section `[{section}]`, found {}", other.type_str());
                 self.report(section.into(), message, None);
                 return S::default();
             }
@@ -71,7 +77,11 @@ impl Sections<'_> {
         for (key, value) in table {
             let path = format!("{section}.{key}");
             if !known.contains(&key) {
-                self.report(path, "unknown key".into(), nearest(&key, known.iter().map(String::as_str)));
+                self.report(
+                    path,
+                    "unknown key".into(),
+                    nearest(&key, known.iter().map(String::as_str)),
+                );
                 continue;
             }
             let alone = Table::from_iter([(key.clone(), value.clone())]);
@@ -110,7 +120,8 @@ pub(super) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> O
 
 /// The line on which `section.key` or `section` is written.
 pub(super) fn line_of(text: &str, path: &str) -> Option<usize> {
-    let (section, key) = path.split_once('.').map_or((path, None), |(section, key)| (section, Some(key)));
+    let (section, key) =
+        path.split_once('.').map_or((path, None), |(section, key)| (section, Some(key)));
     let mut inside = false;
     for (index, line) in text.lines().enumerate() {
         let line = line.trim_start();
@@ -130,7 +141,10 @@ pub(super) fn line_of(text: &str, path: &str) -> Option<usize> {
 
 fn apply(table: &mut Table, overrides: &Overrides, problems: &mut Vec<Problem>) {
     for text in &overrides.set {
-        match text.split_once('=').and_then(|(key, value)| Some((key.trim().split_once('.')?, value.trim()))) {
+        match text
+            .split_once('=')
+            .and_then(|(key, value)| Some((key.trim().split_once('.')?, value.trim())))
+        {
             Some(((section, key), value)) => put(table, section, key, value_of(value)),
             None => problems.push(Problem {
                 key: format!("--set {text}"),
@@ -153,7 +167,8 @@ fn apply(table: &mut Table, overrides: &Overrides, problems: &mut Vec<Problem>) 
 }
 
 fn value_of(text: &str) -> Value {
-    let parsed = format!("value = {text}").parse::<Table>().ok().and_then(|mut table| table.remove("value"));
+    let parsed =
+        format!("value = {text}").parse::<Table>().ok().and_then(|mut table| table.remove("value"));
     parsed.unwrap_or_else(|| Value::String(text.into()))
 }
 
@@ -169,5 +184,6 @@ fn from_here(path: &str) -> String {
     if path.contains("://") {
         return path.into();
     }
-    std::path::absolute(Path::new(path)).map_or_else(|_| path.into(), |path| path.to_string_lossy().into_owned())
+    std::path::absolute(Path::new(path))
+        .map_or_else(|_| path.into(), |path| path.to_string_lossy().into_owned())
 }

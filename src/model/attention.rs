@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor};
 
 use super::weights::Checkpoint;
 use super::{Config, ModelError, Step};
-use crate::ops::{self, Held, HeadWeights, Heads, LatentPool, Matrix, Rotation};
+use crate::ops::{self, HeadWeights, Heads, Held, LatentPool, Matrix, Rotation};
 
 /// Epsilon of the norms of compressed query and latent: the released classes' default, whatever the
 /// config says for the layers' norms.
@@ -43,7 +43,12 @@ pub(super) struct Attention {
 }
 
 impl Attention {
-    pub(super) fn load(checkpoint: &mut Checkpoint, config: &Config, layer: usize, held: Held) -> std::result::Result<Self, ModelError> {
+    pub(super) fn load(
+        checkpoint: &mut Checkpoint,
+        config: &Config,
+        layer: usize,
+        held: Held,
+    ) -> std::result::Result<Self, ModelError> {
         let heads = Heads {
             count: config.heads,
             nope: config.qk_nope_head_dim,
@@ -53,8 +58,12 @@ impl Attention {
             scale: config.softmax_scale() as f32,
         };
         let prefix = format!("model.layers.{layer}.self_attn");
-        let mut linear = |name: &str, outputs: usize, inputs: usize| -> std::result::Result<Linear, ModelError> {
-            let weight = checkpoint.matrix(&format!("{prefix}.{name}.weight"), outputs, inputs, held)?;
+        let mut linear = |name: &str,
+                          outputs: usize,
+                          inputs: usize|
+         -> std::result::Result<Linear, ModelError> {
+            let weight =
+                checkpoint.matrix(&format!("{prefix}.{name}.weight"), outputs, inputs, held)?;
             let bias = match config.attention_bias {
                 true => Some(checkpoint.vector(&format!("{prefix}.{name}.bias"), outputs)?),
                 false => None,
@@ -65,20 +74,38 @@ impl Attention {
         let output = linear("o_proj", config.hidden_size, heads.count * heads.value)?;
         let query_width = heads.count * (heads.nope + heads.rope);
         let query = match config.q_lora_rank {
-            None => Query::Full(checkpoint.matrix(&format!("{prefix}.q_proj.weight"), query_width, config.hidden_size, held)?),
+            None => Query::Full(checkpoint.matrix(
+                &format!("{prefix}.q_proj.weight"),
+                query_width,
+                config.hidden_size,
+                held,
+            )?),
             Some(rank) => Query::Compressed {
                 down: linear("q_a_proj", rank, config.hidden_size)?,
                 norm: checkpoint.vector(&format!("{prefix}.q_a_layernorm.weight"), rank)?,
-                up: checkpoint.matrix(&format!("{prefix}.q_b_proj.weight"), query_width, rank, held)?,
+                up: checkpoint.matrix(
+                    &format!("{prefix}.q_b_proj.weight"),
+                    query_width,
+                    rank,
+                    held,
+                )?,
             },
         };
-        let latent_norm = checkpoint.vector(&format!("{prefix}.kv_a_layernorm.weight"), heads.latent)?;
-        let head_weights = head_weights(checkpoint, &format!("{prefix}.kv_b_proj.weight"), heads, held)?;
+        let latent_norm =
+            checkpoint.vector(&format!("{prefix}.kv_a_layernorm.weight"), heads.latent)?;
+        let head_weights =
+            head_weights(checkpoint, &format!("{prefix}.kv_b_proj.weight"), heads, held)?;
         Ok(Self { query, latent, latent_norm, head_weights, output, heads })
     }
 
     /// `[tokens, hidden]` → the same; writes the step's latents into the cache first.
-    pub(super) fn forward(&self, x: &Tensor, step: &Step, rotation: &Rotation, (pool, layer): (&mut LatentPool, usize)) -> Result<Tensor> {
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        step: &Step,
+        rotation: &Rotation,
+        (pool, layer): (&mut LatentPool, usize),
+    ) -> Result<Tensor> {
         let q = match &self.query {
             Query::Full(weight) => weight.product(x)?,
             Query::Compressed { down, norm, up } => {
@@ -87,21 +114,37 @@ impl Attention {
         };
         let q = ops::rotate_queries(&q, self.heads.count, rotation)?;
         let latents = self.latent.forward(x)?;
-        ops::store_latents(&latents, &self.latent_norm, LATENT_NORM_EPSILON, rotation, &step.slots, (pool, layer))?;
+        ops::store_latents(
+            &latents,
+            &self.latent_norm,
+            LATENT_NORM_EPSILON,
+            rotation,
+            &step.slots,
+            (pool, layer),
+        )?;
         let attended = ops::attend(&q, self.heads, &self.head_weights, &step.spans, (pool, layer))?;
         self.output.forward(&attended)
     }
 }
 
 /// Cuts `kv_b_proj` into heads: of each head the keys' rows come first, then the values'.
-fn head_weights(checkpoint: &mut Checkpoint, name: &str, heads: Heads, held: Held) -> std::result::Result<Vec<HeadWeights>, ModelError> {
+fn head_weights(
+    checkpoint: &mut Checkpoint,
+    name: &str,
+    heads: Heads,
+    held: Held,
+) -> std::result::Result<Vec<HeadWeights>, ModelError> {
     let Heads { count, nope, value, latent, .. } = heads;
     let rows = nope + value;
     let elements = checkpoint.elements(name, &[count * rows, latent])?;
     let head = |h: usize| HeadWeights {
         key: Matrix::pack(nope, latent, held, |o, i| elements.at((h * rows + o) * latent + i)),
-        key_transposed: Matrix::pack(latent, nope, held, |o, i| elements.at((h * rows + i) * latent + o)),
-        value: Matrix::pack(value, latent, held, |o, i| elements.at((h * rows + nope + o) * latent + i)),
+        key_transposed: Matrix::pack(latent, nope, held, |o, i| {
+            elements.at((h * rows + i) * latent + o)
+        }),
+        value: Matrix::pack(value, latent, held, |o, i| {
+            elements.at((h * rows + nope + o) * latent + i)
+        }),
     };
     Ok((0..count).map(head).collect())
 }

@@ -93,13 +93,18 @@ impl Config {
     /// Reads `config.json` of a Hugging Face folder, and the end tokens of `generation_config.json`.
     pub fn load(folder: &Path) -> Result<Self, ModelError> {
         let path = folder.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|source| ModelError::Read { path: path.clone(), source })?;
-        let mut config = Self::from_json(&text).map_err(|message| ModelError::Config { path, message })?;
+        let text = std::fs::read_to_string(&path)
+            .map_err(|source| ModelError::Read { path: path.clone(), source })?;
+        let mut config =
+            Self::from_json(&text).map_err(|message| ModelError::Config { path, message })?;
         let path = folder.join("generation_config.json");
         if let Ok(text) = std::fs::read_to_string(&path) {
-            let fields: Map<String, Value> = serde_json::from_str(&text)
-                .map_err(|error| ModelError::Config { path: path.clone(), message: error.to_string() })?;
-            let more = Fields(&fields).ids("eos_token_id").map_err(|message| ModelError::Config { path, message })?;
+            let fields: Map<String, Value> = serde_json::from_str(&text).map_err(|error| {
+                ModelError::Config { path: path.clone(), message: error.to_string() }
+            })?;
+            let more = Fields(&fields)
+                .ids("eos_token_id")
+                .map_err(|message| ModelError::Config { path, message })?;
             config.eos_token_ids.extend(more);
             config.eos_token_ids.sort_unstable();
             config.eos_token_ids.dedup();
@@ -109,7 +114,8 @@ impl Config {
 
     /// Reads the text of a `config.json`; the error names the key.
     pub fn from_json(text: &str) -> Result<Self, String> {
-        let mut fields: Map<String, Value> = serde_json::from_str(text).map_err(|error| error.to_string())?;
+        let mut fields: Map<String, Value> =
+            serde_json::from_str(text).map_err(|error| error.to_string())?;
         // transformers 5 saves `rope_parameters` instead of `rope_theta` and `rope_scaling`.
         if let Some(Value::Object(rope)) = fields.remove("rope_parameters") {
             if let Some(theta) = rope.get("rope_theta") {
@@ -134,7 +140,9 @@ impl Config {
             rms_norm_eps: fields.number("rms_norm_eps", 1e-6)?,
             rope_theta: fields.number("rope_theta", 10_000.0)?,
             yarn: yarn(&fields)?,
-            max_position_embeddings: fields.optional_size("max_position_embeddings")?.unwrap_or(2048),
+            max_position_embeddings: fields
+                .optional_size("max_position_embeddings")?
+                .unwrap_or(2048),
             attention_bias: fields.flag("attention_bias")?,
             tie_word_embeddings: fields.flag("tie_word_embeddings")?,
             moe: moe(&fields)?,
@@ -143,7 +151,10 @@ impl Config {
         };
         match config.qk_rope_head_dim % 2 {
             0 => Ok(config),
-            _ => Err(format!("`qk_rope_head_dim` is {}, expected an even number", config.qk_rope_head_dim)),
+            _ => Err(format!(
+                "`qk_rope_head_dim` is {}, expected an even number",
+                config.qk_rope_head_dim
+            )),
         }
     }
 
@@ -161,14 +172,18 @@ impl Config {
     pub fn softmax_scale(&self) -> f64 {
         let scale = ((self.qk_nope_head_dim + self.qk_rope_head_dim) as f64).powf(-0.5);
         match &self.yarn {
-            Some(yarn) if yarn.mscale_all_dim != 0.0 => scale * yarn.magnitude(yarn.mscale_all_dim).powi(2),
+            Some(yarn) if yarn.mscale_all_dim != 0.0 => {
+                scale * yarn.magnitude(yarn.mscale_all_dim).powi(2)
+            }
             _ => scale,
         }
     }
 
     /// Factor of cosine and sine.
     pub fn rope_multiplier(&self) -> f64 {
-        self.yarn.as_ref().map_or(1.0, |yarn| yarn.magnitude(yarn.mscale) / yarn.magnitude(yarn.mscale_all_dim))
+        self.yarn
+            .as_ref()
+            .map_or(1.0, |yarn| yarn.magnitude(yarn.mscale) / yarn.magnitude(yarn.mscale_all_dim))
     }
 
     /// The rotary frequencies, `qk_rope_head_dim / 2` of them, in f32 as the released code has them.
@@ -179,7 +194,8 @@ impl Config {
             return (0..width / 2).map(|i| frequency(i) as f32).collect();
         };
         let dimension = |rotations: f64| {
-            width as f64 * (yarn.original_context / (rotations * 2.0 * std::f64::consts::PI)).ln() / (2.0 * self.rope_theta.ln())
+            width as f64 * (yarn.original_context / (rotations * 2.0 * std::f64::consts::PI)).ln()
+                / (2.0 * self.rope_theta.ln())
         };
         let low = dimension(yarn.beta_fast).floor().max(0.0);
         let high = dimension(yarn.beta_slow).ceil().min(width as f64 - 1.0);
@@ -193,8 +209,10 @@ impl Config {
 
     /// Parameters of the whole model.
     pub fn parameters(&self) -> u64 {
-        let (hidden, heads, latent) = (self.hidden_size as u64, self.heads as u64, self.kv_lora_rank as u64);
-        let (nope, rope, value) = (self.qk_nope_head_dim as u64, self.qk_rope_head_dim as u64, self.v_head_dim as u64);
+        let (hidden, heads, latent) =
+            (self.hidden_size as u64, self.heads as u64, self.kv_lora_rank as u64);
+        let (nope, rope, value) =
+            (self.qk_nope_head_dim as u64, self.qk_rope_head_dim as u64, self.v_head_dim as u64);
         let query_width = heads * (nope + rope);
         let query = self.q_lora_rank.map_or(hidden * query_width, |rank| {
             let rank = rank as u64;
@@ -205,15 +223,21 @@ impl Config {
         } else {
             0
         };
-        let attention =
-            query + hidden * (latent + rope) + latent + latent * heads * (nope + value) + heads * value * hidden + biases;
+        let attention = query
+            + hidden * (latent + rope)
+            + latent
+            + latent * heads * (nope + value)
+            + heads * value * hidden
+            + biases;
         let feed_forward = |layer: usize| {
             self.layer_moe(layer).map_or(3 * hidden * self.intermediate_size as u64, |moe| {
                 let experts = (moe.routed_experts + moe.shared_experts) as u64;
-                3 * hidden * moe.intermediate_size as u64 * experts + moe.routed_experts as u64 * hidden
+                3 * hidden * moe.intermediate_size as u64 * experts
+                    + moe.routed_experts as u64 * hidden
             })
         };
-        let layers: u64 = (0..self.layers).map(|layer| attention + 2 * hidden + feed_forward(layer)).sum();
+        let layers: u64 =
+            (0..self.layers).map(|layer| attention + 2 * hidden + feed_forward(layer)).sum();
         let tables = if self.tie_word_embeddings { 1 } else { 2 };
         layers + hidden + tables * self.vocab_size as u64 * hidden
     }
@@ -242,8 +266,15 @@ fn yarn(fields: &Fields) -> Result<Option<Yarn>, String> {
         mscale: scaling.number("mscale", 1.0)?,
         mscale_all_dim: scaling.number("mscale_all_dim", 0.0)?,
     };
-    let positive = yarn.factor > 0.0 && yarn.original_context > 0.0 && yarn.beta_fast > 0.0 && yarn.beta_slow > 0.0;
-    if positive { Ok(Some(yarn)) } else { Err("`rope_scaling` has a number that is not above 0".into()) }
+    let positive = yarn.factor > 0.0
+        && yarn.original_context > 0.0
+        && yarn.beta_fast > 0.0
+        && yarn.beta_slow > 0.0;
+    if positive {
+        Ok(Some(yarn))
+    } else {
+        Err("`rope_scaling` has a number that is not above 0".into())
+    }
 }
 
 fn moe(fields: &Fields) -> Result<Option<MoeConfig>, String> {
@@ -267,11 +298,16 @@ fn moe(fields: &Fields) -> Result<Option<MoeConfig>, String> {
         layer_freq: fields.optional_size("moe_layer_freq")?.unwrap_or(1),
     };
     if moe.experts_per_token > routed_experts {
-        return Err(format!("`num_experts_per_tok` is {}, more than `n_routed_experts`", moe.experts_per_token));
+        return Err(format!(
+            "`num_experts_per_tok` is {}, more than `n_routed_experts`",
+            moe.experts_per_token
+        ));
     }
     match groups {
         Some((groups, kept)) if routed_experts % groups != 0 || kept > groups || groups > 128 => {
-            Err(format!("`n_group` {groups} and `topk_group` {kept} do not divide {routed_experts} experts"))
+            Err(format!(
+                "`n_group` {groups} and `topk_group` {kept} do not divide {routed_experts} experts"
+            ))
         }
         _ => Ok(Some(moe)),
     }
@@ -304,8 +340,11 @@ impl Fields<'_> {
     /// A whole number; some writers spell integers as 64.0.
     fn count(&self, key: &str) -> Result<Option<usize>, String> {
         let Some(value) = self.value(key) else { return Ok(None) };
-        let number = value.as_f64().filter(|n| n.fract() == 0.0 && (0.0..=MAX_SIZE as f64).contains(n));
-        number.map(|n| Some(n as usize)).ok_or_else(|| format!("`{key}` is {value}, expected 0 to {MAX_SIZE}"))
+        let number =
+            value.as_f64().filter(|n| n.fract() == 0.0 && (0.0..=MAX_SIZE as f64).contains(n));
+        number
+            .map(|n| Some(n as usize))
+            .ok_or_else(|| format!("`{key}` is {value}, expected 0 to {MAX_SIZE}"))
     }
 
     fn optional_size(&self, key: &str) -> Result<Option<usize>, String> {
@@ -358,7 +397,9 @@ mod tests {
         assert_eq!(released("DeepSeek-V2.json").parameters(), 235_741_434_880);
         assert_eq!(released("DeepSeek-V2-Lite.json").parameters(), 15_706_484_224);
         assert!((released("DeepSeek-V2-Chat.json").softmax_scale() - 0.114721).abs() < 1e-6);
-        assert!((released("DeepSeek-V2.5.reconstructed.json").softmax_scale() - 0.135234).abs() < 1e-6);
+        assert!(
+            (released("DeepSeek-V2.5.reconstructed.json").softmax_scale() - 0.135234).abs() < 1e-6
+        );
     }
 
     #[test]
@@ -366,8 +407,10 @@ mod tests {
         for name in ["a_v2like", "b_litelike", "c_plain_tied", "d_freq2_bias"] {
             let folder = folder("goldens").join(name);
             let config = Config::load(&folder).unwrap();
-            let goldens: Value =
-                serde_json::from_str(&std::fs::read_to_string(folder.join("goldens.json")).unwrap()).unwrap();
+            let goldens: Value = serde_json::from_str(
+                &std::fs::read_to_string(folder.join("goldens.json")).unwrap(),
+            )
+            .unwrap();
             let derived = &goldens["derived"];
             let close = |a: f64, b: &Value| (a - b.as_f64().unwrap()).abs() <= 1e-7 * a.abs();
             assert!(close(config.softmax_scale(), &derived["softmax_scale"]), "{name}");
@@ -375,9 +418,13 @@ mod tests {
             let expected = derived["inv_freq"].as_array().unwrap();
             let found = config.rope_frequencies();
             assert_eq!(found.len(), expected.len());
-            assert!(found.iter().zip(expected).all(|(a, b)| close(f64::from(*a), b)), "{name} {found:?}");
+            assert!(
+                found.iter().zip(expected).all(|(a, b)| close(f64::from(*a), b)),
+                "{name} {found:?}"
+            );
             assert_eq!(config.parameters(), derived["params_total"].as_u64().unwrap(), "{name}");
-            let layers: Vec<usize> = (0..config.layers).filter(|&l| config.layer_moe(l).is_some()).collect();
+            let layers: Vec<usize> =
+                (0..config.layers).filter(|&l| config.layer_moe(l).is_some()).collect();
             assert_eq!(serde_json::json!(layers), derived["moe_layers"], "{name}");
         }
     }
@@ -385,7 +432,8 @@ mod tests {
     #[test]
     fn other_spellings_mean_the_same() {
         let path = folder("configs").join("DeepSeek-V2.json");
-        let mut value: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let mut value: Value =
+            serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
         let mut rope = value["rope_scaling"].take();
         rope["rope_type"] = rope["type"].take();
         rope["rope_theta"] = value["rope_theta"].take();
@@ -405,7 +453,11 @@ mod tests {
             ("model_type", serde_json::json!("llama"), "`model_type` is \"llama\""),
             ("topk_method", serde_json::json!("noaux_tc"), "`topk_method` is \"noaux_tc\""),
             ("num_experts_per_tok", serde_json::json!(161), "`num_experts_per_tok` is 161"),
-            ("rope_scaling", serde_json::json!({"type": "linear"}), "`rope_scaling.type` is `linear`"),
+            (
+                "rope_scaling",
+                serde_json::json!({"type": "linear"}),
+                "`rope_scaling.type` is `linear`",
+            ),
         ] {
             let mut value: Value = serde_json::from_str(&text).unwrap();
             value[key] = bad;

@@ -38,12 +38,20 @@ impl ModelError {
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
-            Self::Read { .. } => "`model.path` must be a Hugging Face folder with config.json, safetensors and tokenizer.json",
+            Self::Read { .. } => {
+                "`model.path` must be a Hugging Face folder with config.json, safetensors and tokenizer.json"
+            }
             Self::Config { .. } => "only models of the DeepSeek-V2 family can be run",
             Self::Shard { .. } => "the download may be incomplete: fetch the file again",
-            Self::NoWeights { .. } => "fetch model.safetensors, or all shards and model.safetensors.index.json",
-            Self::Missing { .. } => "a shard may be missing, or config.json belongs to another model",
-            Self::Shape { .. } | Self::Extra { .. } => "config.json and the weights belong to different models",
+            Self::NoWeights { .. } => {
+                "fetch model.safetensors, or all shards and model.safetensors.index.json"
+            }
+            Self::Missing { .. } => {
+                "a shard may be missing, or config.json belongs to another model"
+            }
+            Self::Shape { .. } | Self::Extra { .. } => {
+                "config.json and the weights belong to different models"
+            }
             Self::Dtype { .. } => "quantised checkpoints are not supported: use the BF16 release",
             Self::Compute(_) => return None,
         };

@@ -17,21 +17,43 @@ pub(super) enum FeedForward {
 }
 
 impl FeedForward {
-    pub(super) fn load(checkpoint: &mut Checkpoint, config: &Config, layer: usize, held: Held) -> std::result::Result<Self, ModelError> {
+    pub(super) fn load(
+        checkpoint: &mut Checkpoint,
+        config: &Config,
+        layer: usize,
+        held: Held,
+    ) -> std::result::Result<Self, ModelError> {
         let prefix = format!("model.layers.{layer}.mlp");
         let hidden = config.hidden_size;
         let Some(moe) = config.layer_moe(layer) else {
-            return Ok(Self::Dense(expert(checkpoint, &prefix, hidden, config.intermediate_size, held)?));
+            return Ok(Self::Dense(expert(
+                checkpoint,
+                &prefix,
+                hidden,
+                config.intermediate_size,
+                held,
+            )?));
         };
         // The router decides in f32, however the other weights are held.
-        let router = checkpoint.matrix(&format!("{prefix}.gate.weight"), moe.routed_experts, hidden, Held::F32)?;
+        let router = checkpoint.matrix(
+            &format!("{prefix}.gate.weight"),
+            moe.routed_experts,
+            hidden,
+            Held::F32,
+        )?;
         let width = moe.intermediate_size;
         let routed = (0..moe.routed_experts)
             .map(|id| expert(checkpoint, &format!("{prefix}.experts.{id}"), hidden, width, held))
             .collect::<std::result::Result<_, _>>()?;
         let shared = match moe.shared_experts {
             0 => None,
-            count => Some(expert(checkpoint, &format!("{prefix}.shared_experts"), hidden, count * width, held)?),
+            count => Some(expert(
+                checkpoint,
+                &format!("{prefix}.shared_experts"),
+                hidden,
+                count * width,
+                held,
+            )?),
         };
         Ok(Self::Mixture { router, choice: choice(moe), routed, shared })
     }
@@ -63,10 +85,22 @@ fn choice(moe: &MoeConfig) -> Choice {
     }
 }
 
-fn expert(checkpoint: &mut Checkpoint, prefix: &str, hidden: usize, width: usize, held: Held) -> std::result::Result<Expert, ModelError> {
+fn expert(
+    checkpoint: &mut Checkpoint,
+    prefix: &str,
+    hidden: usize,
+    width: usize,
+    held: Held,
+) -> std::result::Result<Expert, ModelError> {
     let names = [format!("{prefix}.gate_proj.weight"), format!("{prefix}.up_proj.weight")];
     let [gate, up] = checkpoint.pair([&names[0], &names[1]], &[width, hidden])?;
-    let gate_up = Matrix::pack_gated(width, hidden, held, |o, i| gate.at(o * hidden + i), |o, i| up.at(o * hidden + i));
+    let gate_up = Matrix::pack_gated(
+        width,
+        hidden,
+        held,
+        |o, i| gate.at(o * hidden + i),
+        |o, i| up.at(o * hidden + i),
+    );
     let down = checkpoint.matrix(&format!("{prefix}.down_proj.weight"), hidden, width, held)?;
     Ok(Expert { gate_up, down })
 }

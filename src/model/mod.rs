@@ -13,7 +13,7 @@ mod weights;
 
 pub use config::{Config, MoeConfig, Yarn};
 pub use error::ModelError;
-pub(crate) use weights::shard_names;
 pub use header::Header;
 pub use step::Step;
 pub use transformer::{Model, StepOutput};
+pub(crate) use weights::shard_names;

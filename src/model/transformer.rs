@@ -50,7 +50,13 @@ impl Model {
         let bytes = checkpoint.bytes();
         let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
         let name = "model.embed_tokens.weight";
-        let embedding = Embedding::load(&mut checkpoint, name, vocabulary * hidden, &[vocabulary, hidden], held)?;
+        let embedding = Embedding::load(
+            &mut checkpoint,
+            name,
+            vocabulary * hidden,
+            &[vocabulary, hidden],
+            held,
+        )?;
         let head = if config.tie_word_embeddings { name } else { "lm_head.weight" };
         let head = checkpoint.matrix(head, vocabulary, hidden, held)?;
         let mut layers = Vec::with_capacity(config.layers);
@@ -91,19 +97,32 @@ impl Model {
 }
 
 impl Layer {
-    fn load(checkpoint: &mut Checkpoint, config: &Config, layer: usize, held: Held) -> Result<Self, ModelError> {
+    fn load(
+        checkpoint: &mut Checkpoint,
+        config: &Config,
+        layer: usize,
+        held: Held,
+    ) -> Result<Self, ModelError> {
         let prefix = format!("model.layers.{layer}");
         Ok(Self {
-            attention_norm: checkpoint.vector(&format!("{prefix}.input_layernorm.weight"), config.hidden_size)?,
+            attention_norm: checkpoint
+                .vector(&format!("{prefix}.input_layernorm.weight"), config.hidden_size)?,
             attention: Attention::load(checkpoint, config, layer, held)?,
-            feed_forward_norm: checkpoint.vector(&format!("{prefix}.post_attention_layernorm.weight"), config.hidden_size)?,
+            feed_forward_norm: checkpoint
+                .vector(&format!("{prefix}.post_attention_layernorm.weight"), config.hidden_size)?,
             feed_forward: FeedForward::load(checkpoint, config, layer, held)?,
         })
     }
 }
 
 impl Embedding {
-    fn load(checkpoint: &mut Checkpoint, name: &str, count: usize, shape: &[usize], held: Held) -> Result<Self, ModelError> {
+    fn load(
+        checkpoint: &mut Checkpoint,
+        name: &str,
+        count: usize,
+        shape: &[usize],
+        held: Held,
+    ) -> Result<Self, ModelError> {
         let elements = checkpoint.elements(name, shape)?;
         let values = (0..count).map(|i| elements.at(i));
         Ok(match held {
@@ -116,7 +135,9 @@ impl Embedding {
         let rows = tokens.iter().map(|&token| token as usize * width..(token as usize + 1) * width);
         let values: Vec<f32> = match self {
             Self::F32(table) => rows.flat_map(|row| table[row].iter().copied()).collect(),
-            Self::Bf16(table) => rows.flat_map(|row| table[row].iter().map(|x| x.to_f32())).collect(),
+            Self::Bf16(table) => {
+                rows.flat_map(|row| table[row].iter().map(|x| x.to_f32())).collect()
+            }
         };
         ops::rows_tensor(values, tokens.len(), width)
     }

@@ -59,8 +59,12 @@ impl Elements<'_> {
 impl Checkpoint {
     /// Maps every weight file of a folder and reads the headers.
     pub(crate) fn open(folder: &Path) -> Result<Self, ModelError> {
-        let mut checkpoint =
-            Self { folder: folder.into(), shards: Vec::new(), tensors: BTreeMap::new(), used: BTreeSet::new() };
+        let mut checkpoint = Self {
+            folder: folder.into(),
+            shards: Vec::new(),
+            tensors: BTreeMap::new(),
+            used: BTreeSet::new(),
+        };
         for name in shard_names(folder)? {
             checkpoint.map_shard(folder.join(name))?;
         }
@@ -72,7 +76,10 @@ impl Checkpoint {
         let file = File::open(&path).map_err(read)?;
         // SAFETY: weight files are not written while a job runs; a truncated one is found below.
         let map = unsafe { Mmap::map(&file) }.map_err(read)?;
-        let damaged = |error: safetensors::SafeTensorError| ModelError::Shard { path: path.clone(), message: error.to_string() };
+        let damaged = |error: safetensors::SafeTensorError| ModelError::Shard {
+            path: path.clone(),
+            message: error.to_string(),
+        };
         let base = map.as_ptr() as usize;
         let shard = self.shards.len();
         for (name, view) in SafeTensors::deserialize(&map).map_err(damaged)?.iter() {
@@ -101,13 +108,21 @@ impl Checkpoint {
     }
 
     /// A tensor's elements, once its shape and type are right.
-    pub(crate) fn elements(&mut self, name: &str, expected: &[usize]) -> Result<Elements<'_>, ModelError> {
+    pub(crate) fn elements(
+        &mut self,
+        name: &str,
+        expected: &[usize],
+    ) -> Result<Elements<'_>, ModelError> {
         self.claim(name, expected)?;
         Ok(self.claimed(name))
     }
 
     /// Two tensors of one shape, to be read together.
-    pub(crate) fn pair(&mut self, names: [&str; 2], expected: &[usize]) -> Result<[Elements<'_>; 2], ModelError> {
+    pub(crate) fn pair(
+        &mut self,
+        names: [&str; 2],
+        expected: &[usize],
+    ) -> Result<[Elements<'_>; 2], ModelError> {
         for name in names {
             self.claim(name, expected)?;
         }
@@ -116,7 +131,10 @@ impl Checkpoint {
 
     fn claimed(&self, name: &str) -> Elements<'_> {
         let entry = &self.tensors[name];
-        Elements { bytes: &self.shards[entry.shard].map[entry.start..entry.end], dtype: entry.dtype }
+        Elements {
+            bytes: &self.shards[entry.shard].map[entry.start..entry.end],
+            dtype: entry.dtype,
+        }
     }
 
     fn claim(&mut self, name: &str, expected: &[usize]) -> Result<(), ModelError> {
@@ -130,7 +148,12 @@ impl Checkpoint {
         let shard = &self.shards[entry.shard];
         let (name, path) = (name.to_owned(), shard.path.clone());
         if entry.shape != expected {
-            return Err(ModelError::Shape { name, expected: expected.to_vec(), found: entry.shape.clone(), path });
+            return Err(ModelError::Shape {
+                name,
+                expected: expected.to_vec(),
+                found: entry.shape.clone(),
+                path,
+            });
         }
         if !matches!(entry.dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32) {
             return Err(ModelError::Dtype { name, found: format!("{:?}", entry.dtype), path });
@@ -146,15 +169,27 @@ impl Checkpoint {
     }
 
     /// A weight `[outputs, inputs]`, packed.
-    pub(crate) fn matrix(&mut self, name: &str, outputs: usize, inputs: usize, held: Held) -> Result<Matrix, ModelError> {
+    pub(crate) fn matrix(
+        &mut self,
+        name: &str,
+        outputs: usize,
+        inputs: usize,
+        held: Held,
+    ) -> Result<Matrix, ModelError> {
         let elements = self.elements(name, &[outputs, inputs])?;
         Ok(Matrix::pack(outputs, inputs, held, |o, i| elements.at(o * inputs + i)))
     }
 
     /// Refuses tensors that nothing has asked for: the config would describe another model.
     pub(crate) fn finish(&self, tied_head: bool) -> Result<(), ModelError> {
-        let harmless = |name: &str| name.ends_with("rotary_emb.inv_freq") || tied_head && name == "lm_head.weight";
-        let extra: Vec<_> = self.tensors.iter().filter(|(name, _)| !self.used.contains(*name) && !harmless(name)).collect();
+        let harmless = |name: &str| {
+            name.ends_with("rotary_emb.inv_freq") || tied_head && name == "lm_head.weight"
+        };
+        let extra: Vec<_> = self
+            .tensors
+            .iter()
+            .filter(|(name, _)| !self.used.contains(*name) && !harmless(name))
+            .collect();
         match extra.first() {
             None => Ok(()),
             Some((name, entry)) => Err(ModelError::Extra {
@@ -175,14 +210,18 @@ pub(crate) fn shard_names(folder: &Path) -> Result<Vec<String>, ModelError> {
             false => Err(ModelError::NoWeights { folder: folder.into() }),
         };
     };
-    let index: serde_json::Value =
-        serde_json::from_str(&text).map_err(|error| ModelError::Config { path: path.clone(), message: error.to_string() })?;
-    let files = index["weight_map"].as_object().map(|map| map.values().filter_map(|file| file.as_str()));
+    let index: serde_json::Value = serde_json::from_str(&text)
+        .map_err(|error| ModelError::Config { path: path.clone(), message: error.to_string() })?;
+    let files =
+        index["weight_map"].as_object().map(|map| map.values().filter_map(|file| file.as_str()));
     let names: BTreeSet<String> = files.into_iter().flatten().map(str::to_owned).collect();
     // Names come from a file that may be hostile: they must stay inside of the folder.
     let plain = |name: &String| Path::new(name).components().count() == 1 && !name.starts_with('.');
     match !names.is_empty() && names.iter().all(plain) {
         true => Ok(names.into_iter().collect()),
-        false => Err(ModelError::Config { path, message: "`weight_map` does not name files of this folder".into() }),
+        false => Err(ModelError::Config {
+            path,
+            message: "`weight_map` does not name files of this folder".into(),
+        }),
     }
 }

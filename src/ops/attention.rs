@@ -75,13 +75,25 @@ pub struct Span {
 /// Attends: rotated queries `[tokens, count * (nope + rope)]` → `[tokens, count * value]`.
 ///
 /// The step's own latents must be in the cache already.
-pub fn attend(q: &Tensor, heads: Heads, weights: &[HeadWeights], spans: &[Span], cache: (&LatentPool, usize)) -> Result<Tensor> {
+pub fn attend(
+    q: &Tensor,
+    heads: Heads,
+    weights: &[HeadWeights],
+    spans: &[Span],
+    cache: (&LatentPool, usize),
+) -> Result<Tensor> {
     let (tokens, width) = q.dims2()?;
     if width != heads.count * (heads.nope + heads.rope) || weights.len() != heads.count {
-        bail!("queries of {width} do not fit {} heads of {} + {}", heads.count, heads.nope, heads.rope)
+        bail!(
+            "queries of {width} do not fit {} heads of {} + {}",
+            heads.count,
+            heads.nope,
+            heads.rope
+        )
     }
     let values = host(q)?;
-    let step = Step { q: &values, heads, weights, rows: cache.0.layer(cache.1), stride: cache.0.stride() };
+    let step =
+        Step { q: &values, heads, weights, rows: cache.0.layer(cache.1), stride: cache.0.stride() };
     let mut out = vec![0.0f32; tokens * heads.count * heads.value];
     step.attend_prompts(spans, Shared::new(&mut out));
     step.attend_generated(spans, &mut out);
@@ -102,8 +114,11 @@ impl Step<'_> {
     fn attend_prompts(&self, spans: &[Span], out: Shared<f32>) {
         let heads = self.heads;
         let prompts = spans.iter().filter(|span| span.form == Form::Prompt);
-        let mut tasks: Vec<(&Span, usize)> = prompts.flat_map(|span| (0..heads.count).map(move |h| (span, h))).collect();
-        tasks.sort_by_key(|(span, _)| std::cmp::Reverse(span.count * (span.first_position + span.count)));
+        let mut tasks: Vec<(&Span, usize)> =
+            prompts.flat_map(|span| (0..heads.count).map(move |h| (span, h))).collect();
+        tasks.sort_by_key(|(span, _)| {
+            std::cmp::Reverse(span.count * (span.first_position + span.count))
+        });
         tasks.into_par_iter().with_max_len(1).for_each(|(span, head)| {
             let result = self.attend_prompt_head(span, head);
             for (i, row) in result.chunks(heads.value.next_multiple_of(16)).enumerate() {
@@ -126,9 +141,16 @@ impl Step<'_> {
         let end = span.first_position + span.count;
         for start in (0..end).step_by(EXPANDED_POSITIONS) {
             let filled = EXPANDED_POSITIONS.min(end - start);
-            self.expand(span, head, start..start + filled, (&mut keys, key_width), (&mut values, value_width));
+            self.expand(
+                span,
+                head,
+                start..start + filled,
+                (&mut keys, key_width),
+                (&mut values, value_width),
+            );
             for first in (0..span.count).step_by(GROUP) {
-                let visible = |i: usize| (span.first_position + i + 1).saturating_sub(start).min(filled);
+                let visible =
+                    |i: usize| (span.first_position + i + 1).saturating_sub(start).min(filled);
                 let run = Run {
                     keys: &keys,
                     key_stride: key_width,
@@ -169,7 +191,10 @@ impl Step<'_> {
             let count = BLOCK_TOKENS.min(positions.end - first);
             let block = &self.block_rows(span.blocks[first / BLOCK_TOKENS])[..count * self.stride];
             let rows = Rows::dense(block, self.stride);
-            let (key, value) = (&mut keys[(first - start) * key_width..], &mut values[(first - start) * value_width..]);
+            let (key, value) = (
+                &mut keys[(first - start) * key_width..],
+                &mut values[(first - start) * value_width..],
+            );
             // SAFETY: `keys` and `values` have a row for each position.
             unsafe {
                 weights.key.product_into(rows, count, key.as_mut_ptr(), key_width);
@@ -188,7 +213,8 @@ impl Step<'_> {
 
     fn attend_generated(&self, spans: &[Span], out: &mut [f32]) {
         let spans = spans.iter().filter(|span| span.form == Form::Generated);
-        let tokens: Vec<(&Span, usize)> = spans.flat_map(|span| (0..span.count).map(move |i| (span, i))).collect();
+        let tokens: Vec<(&Span, usize)> =
+            spans.flat_map(|span| (0..span.count).map(move |i| (span, i))).collect();
         if tokens.is_empty() {
             return;
         }
@@ -213,7 +239,12 @@ impl Step<'_> {
             // SAFETY: each head writes its own columns of every row.
             unsafe {
                 let x = Rows::gathered(source, count * head_width, rows);
-                self.weights[head].key_transposed.product_into(x, rows.len(), target.at(head * stride), count * stride);
+                self.weights[head].key_transposed.product_into(
+                    x,
+                    rows.len(),
+                    target.at(head * stride),
+                    count * stride,
+                );
                 for (i, &row) in rows.iter().enumerate() {
                     let rotated = &source[row as usize * count * head_width + nope..][..rope];
                     let place = (i * count + head) * stride + latent;
@@ -233,8 +264,9 @@ impl Step<'_> {
         let per_task = if divided { GROUP.min(count) } else { count };
         let mut out = vec![0.0f32; tokens.len() * count * width];
         let target = Shared::new(&mut out);
-        let tasks: Vec<(usize, usize)> =
-            (0..tokens.len()).flat_map(|token| (0..count).step_by(per_task).map(move |head| (token, head))).collect();
+        let tasks: Vec<(usize, usize)> = (0..tokens.len())
+            .flat_map(|token| (0..count).step_by(per_task).map(move |head| (token, head)))
+            .collect();
         tasks.into_par_iter().with_max_len(4).for_each(|(token, first_head)| {
             let heads = per_task.min(count - first_head);
             let start = (token * count + first_head) * stride;
@@ -277,7 +309,14 @@ impl Step<'_> {
         (0..count).into_par_iter().for_each(|head| {
             let rows = Rows::dense(&latents[head * width..], count * width);
             // SAFETY: each head writes its own columns of every row.
-            unsafe { self.weights[head].value.product_into(rows, tokens, target.at(head * value), count * value) }
+            unsafe {
+                self.weights[head].value.product_into(
+                    rows,
+                    tokens,
+                    target.at(head * value),
+                    count * value,
+                )
+            }
         });
         out
     }
@@ -306,11 +345,22 @@ struct SoftmaxRows {
 
 impl SoftmaxRows {
     fn new(rows: usize, width: usize) -> Self {
-        Self { largest: vec![f32::NEG_INFINITY; rows], sums: vec![0.0; rows], values: vec![0.0; rows * width], width }
+        Self {
+            largest: vec![f32::NEG_INFINITY; rows],
+            sums: vec![0.0; rows],
+            values: vec![0.0; rows * width],
+            width,
+        }
     }
 
     /// Rows `rows` attend to the first `visible(row)` positions of a run.
-    fn attend(&mut self, queries: &[f32], rows: std::ops::Range<usize>, visible: impl Fn(usize) -> usize, run: &Run) {
+    fn attend(
+        &mut self,
+        queries: &[f32],
+        rows: std::ops::Range<usize>,
+        visible: impl Fn(usize) -> usize,
+        run: &Run,
+    ) {
         let row = |i: usize| (rows.start + i).min(rows.end - 1);
         let seen = |i: usize| if rows.start + i < rows.end { visible(rows.start + i) } else { 0 };
         let group = Group {
@@ -319,7 +369,10 @@ impl SoftmaxRows {
             count: rows.len(),
         };
         let positions = group.visible.into_iter().max().unwrap_or(0).next_multiple_of(BLOCK_TOKENS);
-        assert!(positions * run.key_stride <= run.keys.len() && positions * run.value_stride <= run.values.len());
+        assert!(
+            positions * run.key_stride <= run.keys.len()
+                && positions * run.value_stride <= run.values.len()
+        );
         let state = State {
             largest: self.largest[rows.start..rows.end].as_mut_ptr(),
             sums: self.sums[rows.start..rows.end].as_mut_ptr(),
@@ -367,16 +420,38 @@ unsafe fn attend_group_on<L: Lanes>(group: Group, run: &Run, state: State) {
             let mut shrink = [1.0f32; GROUP];
             for i in 0..group.count {
                 if visible[i] > 0 {
-                    shrink[i] = soften::<L>(&mut weights[i], visible[i], run.scale, state.largest.add(i), state.sums.add(i));
+                    shrink[i] = soften::<L>(
+                        &mut weights[i],
+                        visible[i],
+                        run.scale,
+                        state.largest.add(i),
+                        state.sums.add(i),
+                    );
                 }
             }
             let values = run.values.as_ptr().add(first * run.value_stride);
             if group.count == GROUP && visible == [BLOCK_TOKENS; GROUP] {
-                gather_values::<L, GROUP>(&weights, shrink, values, run.value_stride, BLOCK_TOKENS, state, 0);
+                gather_values::<L, GROUP>(
+                    &weights,
+                    shrink,
+                    values,
+                    run.value_stride,
+                    BLOCK_TOKENS,
+                    state,
+                    0,
+                );
             } else {
                 for i in 0..group.count {
                     let weights = [weights[i]; 1];
-                    gather_values::<L, 1>(&weights, [shrink[i]], values, run.value_stride, visible[i], state, i);
+                    gather_values::<L, 1>(
+                        &weights,
+                        [shrink[i]],
+                        values,
+                        run.value_stride,
+                        visible[i],
+                        state,
+                        i,
+                    );
                 }
             }
         }
@@ -387,12 +462,18 @@ per_isa! { fn attend_group = attend_group_on(group: Group, run: &Run, state: Sta
 
 /// Scores of each query and sixteen positions, before scaling.
 #[inline(always)]
-unsafe fn score<L: Lanes>(group: &Group, run: &Run, first: usize, scores: &mut [[f32; BLOCK_TOKENS]; GROUP]) {
+unsafe fn score<L: Lanes>(
+    group: &Group,
+    run: &Run,
+    first: usize,
+    scores: &mut [[f32; BLOCK_TOKENS]; GROUP],
+) {
     for quarter in (0..BLOCK_TOKENS).step_by(GROUP) {
         // SAFETY: the caller's promise: whole lanes, whole blocks.
         unsafe {
-            let keys: [*const f32; GROUP] =
-                std::array::from_fn(|j| run.keys.as_ptr().add((first + quarter + j) * run.key_stride));
+            let keys: [*const f32; GROUP] = std::array::from_fn(|j| {
+                run.keys.as_ptr().add((first + quarter + j) * run.key_stride)
+            });
             let mut sums = [L::splat(0.0); GROUP * GROUP];
             for i in (0..run.key_width).step_by(16) {
                 let key: [L; GROUP] = std::array::from_fn(|j| L::load(keys[j].add(i)));
@@ -406,7 +487,8 @@ unsafe fn score<L: Lanes>(group: &Group, run: &Run, first: usize, scores: &mut [
             let mut products = [0.0f32; GROUP * GROUP];
             L::sum_each(sums).store(products.as_mut_ptr());
             for q in 0..GROUP {
-                scores[q][quarter..quarter + GROUP].copy_from_slice(&products[q * GROUP..(q + 1) * GROUP]);
+                scores[q][quarter..quarter + GROUP]
+                    .copy_from_slice(&products[q * GROUP..(q + 1) * GROUP]);
             }
         }
     }
@@ -414,7 +496,13 @@ unsafe fn score<L: Lanes>(group: &Group, run: &Run, first: usize, scores: &mut [
 
 /// Turns one query's scores into weights and gives the factor by which earlier weights shrink.
 #[inline(always)]
-unsafe fn soften<L: Lanes>(scores: &mut [f32; BLOCK_TOKENS], visible: usize, scale: f32, largest: *mut f32, sum: *mut f32) -> f32 {
+unsafe fn soften<L: Lanes>(
+    scores: &mut [f32; BLOCK_TOKENS],
+    visible: usize,
+    scale: f32,
+    largest: *mut f32,
+    sum: *mut f32,
+) -> f32 {
     // SAFETY: scores are sixteen; `largest` and `sum` point to the row's state.
     unsafe {
         L::load(scores.as_ptr()).mul(L::splat(scale)).store(scores.as_mut_ptr());
@@ -452,12 +540,28 @@ unsafe fn gather_values<L: Lanes, const R: usize>(
     unsafe {
         if L::VALUE_GROUPS == 4 {
             while lane + 4 <= lanes {
-                gather_lanes::<L, R, 4>(weights, shrink, values.add(16 * lane), stride, count, state, (first, lane));
+                gather_lanes::<L, R, 4>(
+                    weights,
+                    shrink,
+                    values.add(16 * lane),
+                    stride,
+                    count,
+                    state,
+                    (first, lane),
+                );
                 lane += 4;
             }
         }
         while lane < lanes {
-            gather_lanes::<L, R, 1>(weights, shrink, values.add(16 * lane), stride, count, state, (first, lane));
+            gather_lanes::<L, R, 1>(
+                weights,
+                shrink,
+                values.add(16 * lane),
+                stride,
+                count,
+                state,
+                (first, lane),
+            );
             lane += 1;
         }
     }
@@ -475,7 +579,8 @@ unsafe fn gather_lanes<L: Lanes, const R: usize, const G: usize>(
 ) {
     // SAFETY: as in `gather_values`.
     unsafe {
-        let target = |r: usize, g: usize| state.values.add((first + r) * state.width + 16 * (lane + g));
+        let target =
+            |r: usize, g: usize| state.values.add((first + r) * state.width + 16 * (lane + g));
         let mut sums = [[L::splat(0.0); G]; R];
         for r in 0..R {
             for g in 0..G {
@@ -483,7 +588,8 @@ unsafe fn gather_lanes<L: Lanes, const R: usize, const G: usize>(
             }
         }
         for position in 0..count {
-            let value: [L; G] = std::array::from_fn(|g| L::load(values.add(position * stride + 16 * g)));
+            let value: [L; G] =
+                std::array::from_fn(|g| L::load(values.add(position * stride + 16 * g)));
             for r in 0..R {
                 let weight = L::splat(weights[r][position]);
                 for g in 0..G {

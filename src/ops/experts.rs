@@ -108,7 +108,11 @@ mod tests {
     use crate::ops::matmul::Held;
 
     fn expert(seed: usize, hidden: usize, width: usize) -> Expert {
-        let value = move |s: usize| move |o: usize, i: usize| ((o * 31 + i * 17 + s * 7 + seed * 13) % 23) as f32 / 23.0 - 0.5;
+        let value = move |s: usize| {
+            move |o: usize, i: usize| {
+                ((o * 31 + i * 17 + s * 7 + seed * 13) % 23) as f32 / 23.0 - 0.5
+            }
+        };
         Expert {
             gate_up: Matrix::pack_gated(width, hidden, Held::F32, value(1), value(2)),
             down: Matrix::pack(hidden, width, Held::F32, value(3)),
@@ -126,7 +130,9 @@ mod tests {
             expert_ids: (0..tokens).flat_map(|t| [(t % 3) as u32, (3 + t % 2) as u32]).collect(),
             weights: (0..tokens * 2).map(|i| 0.1 + (i % 5) as f32).collect(),
         };
-        let all = routed_experts(&from_host(x.clone(), tokens, hidden).unwrap(), &experts, &routing).unwrap();
+        let all =
+            routed_experts(&from_host(x.clone(), tokens, hidden).unwrap(), &experts, &routing)
+                .unwrap();
         let all = all.to_vec2::<f32>().unwrap();
         for t in [0, 1, 150, 299] {
             let one = Routing {

@@ -223,7 +223,8 @@ mod tests {
 
     #[test]
     fn every_instruction_set_gives_the_same_bits() {
-        let input: Vec<f32> = (0..256).map(|i| ((i * 7919 % 1000) as f32 - 500.0) * 0.037).collect();
+        let input: Vec<f32> =
+            (0..256).map(|i| ((i * 7919 % 1000) as f32 - 500.0) * 0.037).collect();
         let outputs: Vec<Vec<u32>> = Isa::available()
             .into_iter()
             .map(|isa| {

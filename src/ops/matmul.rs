@@ -59,9 +59,15 @@ enum Finish {
 
 impl Matrix {
     /// Packs a weight; `value(output, input)` gives its elements.
-    pub fn pack(outputs: usize, inputs: usize, held: Held, value: impl Fn(usize, usize) -> f32 + Sync) -> Self {
+    pub fn pack(
+        outputs: usize,
+        inputs: usize,
+        held: Held,
+        value: impl Fn(usize, usize) -> f32 + Sync,
+    ) -> Self {
         let columns = outputs.div_ceil(PANEL) * PANEL;
-        let column = |column: usize, input: usize| if column < outputs { value(column, input) } else { 0.0 };
+        let column =
+            |column: usize, input: usize| if column < outputs { value(column, input) } else { 0.0 };
         Self { outputs, inputs, panels: Panels::pack(columns, inputs, held, column) }
     }
 
@@ -128,7 +134,8 @@ impl Matrix {
         let target = Shared::new(&mut out);
         let panels = self.panel_count(finish);
         let work = tokens * self.outputs * inputs;
-        let shares = if work < SERIAL_WORK { 1 } else { panels.min(rayon::current_num_threads() * 4) };
+        let shares =
+            if work < SERIAL_WORK { 1 } else { panels.min(rayon::current_num_threads() * 4) };
         let run = |share: usize| {
             let range = panels * share / shares..panels * (share + 1) / shares;
             for first in (0..tokens).step_by(ROW_BLOCK) {
@@ -137,11 +144,23 @@ impl Matrix {
                 // SAFETY: shares write different columns of `out`, which has `tokens` rows.
                 unsafe {
                     let target = target.at(first * self.outputs);
-                    self.multiply(Isa::best(), rows, count, range.clone(), finish, target, self.outputs);
+                    self.multiply(
+                        Isa::best(),
+                        rows,
+                        count,
+                        range.clone(),
+                        finish,
+                        target,
+                        self.outputs,
+                    );
                 }
             }
         };
-        if shares == 1 { run(0) } else { (0..shares).into_par_iter().with_max_len(1).for_each(run) }
+        if shares == 1 {
+            run(0)
+        } else {
+            (0..shares).into_par_iter().with_max_len(1).for_each(run)
+        }
         from_host(out, tokens, self.outputs)
     }
 
@@ -157,7 +176,13 @@ impl Matrix {
     /// # Safety
     /// `rows` has `count` rows of `inputs` elements; `target` has `count` rows of `outputs` elements,
     /// `stride` apart.
-    pub(crate) unsafe fn product_into(&self, rows: Rows, count: usize, target: *mut f32, stride: usize) {
+    pub(crate) unsafe fn product_into(
+        &self,
+        rows: Rows,
+        count: usize,
+        target: *mut f32,
+        stride: usize,
+    ) {
         let panels = 0..self.panel_count(Finish::Store);
         // SAFETY: the caller's promise.
         unsafe { self.multiply(Isa::best(), rows, count, panels, Finish::Store, target, stride) }
@@ -167,7 +192,13 @@ impl Matrix {
     ///
     /// # Safety
     /// As there.
-    pub(crate) unsafe fn gated_product_into(&self, rows: Rows, count: usize, target: *mut f32, stride: usize) {
+    pub(crate) unsafe fn gated_product_into(
+        &self,
+        rows: Rows,
+        count: usize,
+        target: *mut f32,
+        stride: usize,
+    ) {
         let panels = 0..self.panel_count(Finish::Gate);
         // SAFETY: the caller's promise.
         unsafe { self.multiply(Isa::best(), rows, count, panels, Finish::Gate, target, stride) }
@@ -188,35 +219,49 @@ impl Matrix {
         // SAFETY: the caller's promise; panels lie within the weight.
         unsafe {
             match &self.panels {
-                Panels::F32(values) => multiply_f32(isa, values.as_ptr(), rows, shape, panels, target),
-                Panels::Bf16(words) => multiply_bf16(isa, words.as_ptr(), rows, shape, panels, target),
+                Panels::F32(values) => {
+                    multiply_f32(isa, values.as_ptr(), rows, shape, panels, target)
+                }
+                Panels::Bf16(words) => {
+                    multiply_bf16(isa, words.as_ptr(), rows, shape, panels, target)
+                }
             }
         }
     }
 }
 
 impl Panels {
-    fn pack(columns: usize, inputs: usize, held: Held, value: impl Fn(usize, usize) -> f32 + Sync) -> Self {
+    fn pack(
+        columns: usize,
+        inputs: usize,
+        held: Held,
+        value: impl Fn(usize, usize) -> f32 + Sync,
+    ) -> Self {
         let half = PANEL / 2;
         let bits = |x: f32| u32::from(bf16::from_f32(x).to_bits());
         match held {
             Held::F32 => {
                 let mut values = vec![0.0f32; columns * inputs];
-                values.par_chunks_mut((PANEL * inputs).max(1)).enumerate().for_each(|(panel, chunk)| {
-                    for (i, slot) in chunk.iter_mut().enumerate() {
-                        *slot = value(panel * PANEL + i % PANEL, i / PANEL);
-                    }
-                });
+                values.par_chunks_mut((PANEL * inputs).max(1)).enumerate().for_each(
+                    |(panel, chunk)| {
+                        for (i, slot) in chunk.iter_mut().enumerate() {
+                            *slot = value(panel * PANEL + i % PANEL, i / PANEL);
+                        }
+                    },
+                );
                 Self::F32(values)
             }
             Held::Bf16 => {
                 let mut words = vec![0u32; columns / 2 * inputs];
-                words.par_chunks_mut((half * inputs).max(1)).enumerate().for_each(|(panel, chunk)| {
-                    for (i, slot) in chunk.iter_mut().enumerate() {
-                        let (column, input) = (panel * PANEL + i % half, i / half);
-                        *slot = bits(value(column, input)) | bits(value(column + half, input)) << 16;
-                    }
-                });
+                words.par_chunks_mut((half * inputs).max(1)).enumerate().for_each(
+                    |(panel, chunk)| {
+                        for (i, slot) in chunk.iter_mut().enumerate() {
+                            let (column, input) = (panel * PANEL + i % half, i / half);
+                            *slot = bits(value(column, input))
+                                | bits(value(column + half, input)) << 16;
+                        }
+                    },
+                );
                 Self::Bf16(words)
             }
         }
@@ -437,7 +482,9 @@ mod tests {
     }
 
     fn weight(outputs: usize, inputs: usize, held: Held) -> Matrix {
-        Matrix::pack(outputs, inputs, held, |o, i| bf16::from_f32(value(1, o * inputs + i)).to_f32())
+        Matrix::pack(outputs, inputs, held, |o, i| {
+            bf16::from_f32(value(1, o * inputs + i)).to_f32()
+        })
     }
 
     fn activations(tokens: usize, inputs: usize) -> Vec<f32> {
@@ -449,12 +496,29 @@ mod tests {
         let rows = Rows::dense(x, matrix.inputs);
         let panels = 0..matrix.panel_count(Finish::Store);
         // SAFETY: `out` has `tokens` rows.
-        unsafe { matrix.multiply(isa, rows, tokens, panels, Finish::Store, out.as_mut_ptr(), matrix.outputs) };
+        unsafe {
+            matrix.multiply(
+                isa,
+                rows,
+                tokens,
+                panels,
+                Finish::Store,
+                out.as_mut_ptr(),
+                matrix.outputs,
+            )
+        };
         out
     }
 
-    const SHAPES: [(usize, usize, usize); 7] =
-        [(1, 1, 1), (1, 32, 64), (3, 33, 7), (13, 40, 24), (25, 100, 96), (100, 16, 33), (7, 65, 128)];
+    const SHAPES: [(usize, usize, usize); 7] = [
+        (1, 1, 1),
+        (1, 32, 64),
+        (3, 33, 7),
+        (13, 40, 24),
+        (25, 100, 96),
+        (100, 16, 33),
+        (7, 65, 128),
+    ];
 
     #[test]
     fn products_agree_with_the_definition() {
@@ -491,7 +555,8 @@ mod tests {
                     assert_eq!(alone, expected[t * outputs..(t + 1) * outputs]);
                 }
                 let x = from_host(x.clone(), tokens, inputs).unwrap();
-                let threaded = matrix.product(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                let threaded =
+                    matrix.product(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
                 assert_eq!(threaded, expected);
             }
         }
@@ -504,7 +569,8 @@ mod tests {
         let up = |o: usize, i: usize| value(4, o * inputs + i);
         let gated = Matrix::pack_gated(outputs, inputs, Held::F32, gate, up);
         let x = activations(tokens, inputs);
-        let gates = multiply(&Matrix::pack(outputs, inputs, Held::F32, gate), Isa::best(), &x, tokens);
+        let gates =
+            multiply(&Matrix::pack(outputs, inputs, Held::F32, gate), Isa::best(), &x, tokens);
         let ups = multiply(&Matrix::pack(outputs, inputs, Held::F32, up), Isa::best(), &x, tokens);
         let x = from_host(x, tokens, inputs).unwrap();
         let y = gated.gated_product(&x).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();

@@ -23,8 +23,8 @@ mod x86;
 
 pub use attention::{Form, HeadWeights, Heads, Span, attend};
 pub use experts::{Expert, routed_experts};
-pub use lanes::Isa;
 pub(crate) use host::from_host as rows_tensor;
+pub use lanes::Isa;
 pub use latent::{BLOCK_TOKENS, LatentPool};
 pub use matmul::{Held, Matrix};
 pub use norm::{add_bias, rms_norm};

@@ -21,7 +21,9 @@ pub fn rms_norm(x: &Tensor, weight: &[f32], epsilon: f32) -> Result<Tensor> {
     let x = host(x)?;
     let mut out = vec![0.0f32; tokens * width];
     let isa = Isa::best();
-    let norm = |(row, target): (&[f32], &mut [f32])| rms_norm_row(isa, &row[..width], weight, epsilon, target);
+    let norm = |(row, target): (&[f32], &mut [f32])| {
+        rms_norm_row(isa, &row[..width], weight, epsilon, target)
+    };
     if out.len() < SERIAL_ELEMENTS {
         x.chunks(stride).zip(out.chunks_mut(width)).for_each(norm);
     } else {
@@ -38,7 +40,13 @@ pub(crate) fn rms_norm_row(isa: Isa, x: &[f32], weight: &[f32], epsilon: f32, ta
 }
 
 #[inline(always)]
-unsafe fn norm_row_on<L: Lanes>(x: *const f32, weight: *const f32, epsilon: f32, target: *mut f32, width: usize) {
+unsafe fn norm_row_on<L: Lanes>(
+    x: *const f32,
+    weight: *const f32,
+    epsilon: f32,
+    target: *mut f32,
+    width: usize,
+) {
     let whole = width / 16 * 16;
     // SAFETY: all three have `width` elements; the remainder is read and written one by one.
     unsafe {

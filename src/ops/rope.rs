@@ -22,8 +22,11 @@ impl Rotation {
     /// Angles are `position * frequency` in f32, as the released code computes them; `multiplier`
     /// scales cosine and sine (YaRN's, 1 for every released model).
     pub fn new(positions: &[u32], frequencies: &[f32], multiplier: f32) -> Self {
-        let angles = positions.iter().flat_map(|&p| frequencies.iter().map(move |f| f64::from(p as f32 * f)));
-        let (cos, sin) = angles.map(|a| (a.cos() as f32 * multiplier, a.sin() as f32 * multiplier)).unzip();
+        let angles = positions
+            .iter()
+            .flat_map(|&p| frequencies.iter().map(move |f| f64::from(p as f32 * f)));
+        let (cos, sin) =
+            angles.map(|a| (a.cos() as f32 * multiplier, a.sin() as f32 * multiplier)).unzip();
         Self { cos, sin, pairs: frequencies.len() }
     }
 
@@ -49,7 +52,8 @@ pub fn rotate_queries(q: &Tensor, heads: usize, rotation: &Rotation) -> Result<T
     }
     let mut out = host(q)?.to_vec();
     out.par_chunks_mut(width).enumerate().with_min_len(16).for_each(|(token, row)| {
-        row.chunks_mut(head).for_each(|head_row| rotation.rotate(token, &mut head_row[head - rope..]));
+        row.chunks_mut(head)
+            .for_each(|head_row| rotation.rotate(token, &mut head_row[head - rope..]));
     });
     from_host(out, tokens, width)
 }

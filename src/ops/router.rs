@@ -68,12 +68,15 @@ fn choose(scores: &[f32], choice: Choice, chosen: &mut Vec<u32>) {
     let mut group_size = scores.len();
     if let Some((groups, kept)) = choice.groups {
         group_size = scores.len() / groups;
-        let best = |group: usize| scores[group * group_size..(group + 1) * group_size].iter().copied().fold(0.0, f32::max);
+        let best = |group: usize| {
+            scores[group * group_size..(group + 1) * group_size].iter().copied().fold(0.0, f32::max)
+        };
         let best: Vec<f32> = (0..groups).map(best).collect();
         kept_groups = largest(&best, kept).into_iter().fold(0, |set, group| set | 1 << group);
     }
     // Experts of other groups have score 0, so they come last, the lowest id first.
-    let score = |id: usize| if kept_groups >> (id / group_size) & 1 == 1 { scores[id] } else { 0.0 };
+    let score =
+        |id: usize| if kept_groups >> (id / group_size) & 1 == 1 { scores[id] } else { 0.0 };
     chosen.clear();
     for id in 0..scores.len() {
         let position = chosen.iter().position(|&other| score(other as usize) < score(id));
@@ -98,7 +101,8 @@ fn largest(values: &[f32], count: usize) -> Vec<usize> {
 mod tests {
     use super::*;
 
-    const GREEDY: Choice = Choice { experts_per_token: 2, groups: None, normalise: false, scale: 2.0 };
+    const GREEDY: Choice =
+        Choice { experts_per_token: 2, groups: None, normalise: false, scale: 2.0 };
 
     #[test]
     fn greedy_takes_the_most_probable_experts_of_all() {

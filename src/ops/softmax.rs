@@ -46,6 +46,8 @@ mod tests {
         let sum = exponentials(&values, 5.0, 0.7, &mut terms);
         let exact: f64 = values.iter().map(|&x| ((f64::from(x) - 5.0) * 0.7).exp()).sum();
         assert!((sum - exact).abs() / exact < 1e-6);
-        assert!((f64::from(terms[149]) - ((f64::from(values[149]) - 5.0) * 0.7).exp()).abs() < 1e-6);
+        assert!(
+            (f64::from(terms[149]) - ((f64::from(values[149]) - 5.0) * 0.7).exp()).abs() < 1e-6
+        );
     }
 }

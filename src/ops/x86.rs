@@ -44,7 +44,9 @@ impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn load_low_halves(source: *const u32) -> Self {
         // SAFETY: the caller promises sixteen elements.
-        Self(unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_loadu_si512(source.cast()))) })
+        Self(unsafe {
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_loadu_si512(source.cast())))
+        })
     }
     #[inline(always)]
     unsafe fn load_high_halves(source: *const u32) -> Self {
@@ -92,7 +94,9 @@ impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn round(self) -> Self {
         // SAFETY: as above.
-        Self(unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0) })
+        Self(unsafe {
+            _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)
+        })
     }
     #[inline(always)]
     unsafe fn power_of_two(self) -> Self {
@@ -179,7 +183,12 @@ impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn mul_add(self, factor: Self, addend: Self) -> Self {
         // SAFETY: the caller has AVX2 and FMA; so below.
-        unsafe { Self(_mm256_fmadd_ps(self.0, factor.0, addend.0), _mm256_fmadd_ps(self.1, factor.1, addend.1)) }
+        unsafe {
+            Self(
+                _mm256_fmadd_ps(self.0, factor.0, addend.0),
+                _mm256_fmadd_ps(self.1, factor.1, addend.1),
+            )
+        }
     }
     #[inline(always)]
     unsafe fn add(self, other: Self) -> Self {

@@ -42,8 +42,14 @@ pub(super) fn commit(
     text: &Arc<TextModel>,
     (window, progress): (&RowWindow, &Progress),
 ) -> Result<Tally, RunError> {
-    let mut committer =
-        Committer { output, window, progress, collector: Collector::new(), places: HashMap::new(), tally: Tally::default() };
+    let mut committer = Committer {
+        output,
+        window,
+        progress,
+        collector: Collector::new(),
+        places: HashMap::new(),
+        tally: Tally::default(),
+    };
     for arrival in arrivals {
         let finished = match arrival {
             Arrival::Opened(partition) => {
@@ -76,8 +82,11 @@ impl Committer<'_> {
     /// Names object and row in a failure that the engine found: it knows neither.
     fn located(&self, mut generation: Generation) -> Generation {
         let row = generation.row;
-        if let (Err(failure), Some((object, rows))) = (&mut generation.result, self.places.get(&row.partition)) {
-            failure.message = format!("`{object}` row {}: {}", rows[row.offset as usize], failure.message);
+        if let (Err(failure), Some((object, rows))) =
+            (&mut generation.result, self.places.get(&row.partition))
+        {
+            failure.message =
+                format!("`{object}` row {}: {}", rows[row.offset as usize], failure.message);
         }
         generation
     }
@@ -89,7 +98,13 @@ impl Committer<'_> {
             *self.tally.failures.entry(failure.code).or_default() += 1;
             failed += 1;
         }
-        tracing::debug!(object = partition.id.object_name, first_row = partition.id.first_row, rows, failed, "commit");
+        tracing::debug!(
+            object = partition.id.object_name,
+            first_row = partition.id.first_row,
+            rows,
+            failed,
+            "commit"
+        );
         match self.output.commit(partition)? {
             Committed::New => self.tally.parts += 1,
             Committed::Found => self.tally.parts_found += 1,
@@ -106,7 +121,8 @@ impl Committer<'_> {
 
 impl Tally {
     fn count(&mut self, completion: &Completion) {
-        let Generation { prompt_tokens, cached_tokens, timing, result, .. } = &completion.generation;
+        let Generation { prompt_tokens, cached_tokens, timing, result, .. } =
+            &completion.generation;
         self.prompt_tokens += u64::from(*prompt_tokens);
         self.cached_tokens += u64::from(*cached_tokens);
         let tokens = result.as_ref().map_or(0, |generated| generated.token_ids.len());

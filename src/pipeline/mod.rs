@@ -23,7 +23,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use self::commit::Tally;
 use self::progress::{Phase, Progress};
-use self::report::{Occupancy, Parts, RunReport, Rows, Seconds, Throughput, Tokens};
+use self::report::{Occupancy, Parts, Rows, RunReport, Seconds, Throughput, Tokens};
 use self::window::RowWindow;
 use crate::engine::{Engine, EngineSpec, EngineStats, Logprobs};
 use crate::input::Partition;
@@ -48,13 +48,19 @@ pub fn run(job: &Job, progress: &Progress, stop: &Stop) -> Result<RunReport, Run
     let output = prepared.open_output(job)?;
     let committed = prepared.committed(&output)?;
     let partitions = prepared.input.partitions();
-    let pending: Vec<&Partition> = partitions.iter().zip(&committed).filter(|(_, done)| !**done).map(|(p, _)| p).collect();
+    let pending: Vec<&Partition> =
+        partitions.iter().zip(&committed).filter(|(_, done)| !**done).map(|(p, _)| p).collect();
     let mut report = planned(job, partitions, &pending);
     Progress::add(&progress.rows_total, report.rows.total);
     Progress::add(&progress.rows_before, report.rows.before);
     report.seconds.plan = start.elapsed().as_secs_f64();
     if report.parts.before > 0 {
-        tracing::info!(parts = report.parts.before, of = report.parts.total, rows = report.rows.before, "continuing: these are committed already");
+        tracing::info!(
+            parts = report.parts.before,
+            of = report.parts.total,
+            rows = report.rows.before,
+            "continuing: these are committed already"
+        );
     }
     if !pending.is_empty() && !stop.requested() {
         let mut engine = load(job, &prepared, progress)?;
@@ -67,7 +73,8 @@ pub fn run(job: &Job, progress: &Progress, stop: &Stop) -> Result<RunReport, Run
     }
     progress.enter(Phase::Done);
     report.complete = report.rows.before + report.rows.ok + report.rows.failed == report.rows.total
-        && report.parts.before + report.parts.committed + report.parts.found_committed == report.parts.total;
+        && report.parts.before + report.parts.committed + report.parts.found_committed
+            == report.parts.total;
     report.interrupted = stop.requested() && !report.complete;
     report.seconds.total = start.elapsed().as_secs_f64();
     report.peak_memory_bytes = memory::peak_bytes();
@@ -81,9 +88,16 @@ fn planned(job: &Job, partitions: &[Partition], pending: &[&Partition]) -> RunRe
     let left: u64 = pending.iter().map(|partition| partition.rows).sum();
     RunReport {
         output: job.output_path.clone(),
-        parts: Parts { total: partitions.len() as u64, before: (partitions.len() - pending.len()) as u64, ..Parts::default() },
+        parts: Parts {
+            total: partitions.len() as u64,
+            before: (partitions.len() - pending.len()) as u64,
+            ..Parts::default()
+        },
         rows: Rows { total, before: total - left, ..Rows::default() },
-        occupancy: Occupancy { max_sequences: job.batch.max_sequences as u64, ..Occupancy::default() },
+        occupancy: Occupancy {
+            max_sequences: job.batch.max_sequences as u64,
+            ..Occupancy::default()
+        },
         ..RunReport::default()
     }
 }
@@ -156,8 +170,13 @@ fn fill(report: &mut RunReport, tally: Tally, stats: EngineStats) {
     report.parts.found_committed = tally.parts_found;
     report.rows.ok = tally.rows_ok;
     report.rows.failed = tally.rows_failed;
-    report.failures = tally.failures.iter().map(|(code, count)| (code.as_str().to_owned(), *count)).collect();
-    report.tokens = Tokens { prompt: tally.prompt_tokens, cached: tally.cached_tokens, completion: tally.completion_tokens };
+    report.failures =
+        tally.failures.iter().map(|(code, count)| (code.as_str().to_owned(), *count)).collect();
+    report.tokens = Tokens {
+        prompt: tally.prompt_tokens,
+        cached: tally.cached_tokens,
+        completion: tally.completion_tokens,
+    };
     report.ttft_ms = tally.ttft.percentiles();
     report.tpot_ms = tally.tpot.percentiles();
     let Seconds { generate, .. } = report.seconds;

@@ -39,7 +39,10 @@ impl Prepared {
         let model_folder = job.base.join(&job.model_path);
         let config = Config::load(&model_folder)?;
         let text = Arc::new(TextModel::load(&model_folder)?);
-        let limits = Limits { vocabulary: config.vocab_size as u32, context: config.max_position_embeddings as u32 };
+        let limits = Limits {
+            vocabulary: config.vocab_size as u32,
+            context: config.max_position_embeddings as u32,
+        };
         let encoder = Encoder::new(text.clone(), job.prompt.clone(), limits)?;
         if matches!(job.input.prompt, PromptColumns::Messages(_)) || job.prompt.system.is_some() {
             encoder.require_chat()?;
@@ -60,7 +63,9 @@ impl Prepared {
         let model_fingerprint = model_fingerprint(&self.model_folder)?;
         let partitions = self.input.partitions();
         let facts = JobFacts {
-            job_fingerprint: fingerprint(&json!({ "job": job.identity, "model": model_fingerprint })),
+            job_fingerprint: fingerprint(
+                &json!({ "job": job.identity, "model": model_fingerprint }),
+            ),
             job: job.identity.clone(),
             model_fingerprint,
             model_name: model_name(&self.model_folder),
@@ -68,12 +73,19 @@ impl Prepared {
             parts_total: partitions.len() as u64,
         };
         let root = self.storage.locate(&job.output_path, &job.base)?;
-        Ok(Output::open(self.storage.clone(), root, job.output, self.input.kept_fields().clone(), facts)?)
+        Ok(Output::open(
+            self.storage.clone(),
+            root,
+            job.output,
+            self.input.kept_fields().clone(),
+            facts,
+        )?)
     }
 
     /// For each partition whether its part is committed.
     pub(super) fn committed(&self, output: &Output) -> Result<Vec<bool>, RunError> {
-        let parts: Vec<_> = self.input.partitions().iter().map(|p| (self.part(p), p.rows)).collect();
+        let parts: Vec<_> =
+            self.input.partitions().iter().map(|p| (self.part(p), p.rows)).collect();
         Ok(output.committed(&parts)?)
     }
 }
@@ -86,7 +98,13 @@ fn model_name(folder: &Path) -> String {
 /// SHA-256 over the model's text files and over name, size and both ends of each weight file.
 fn model_fingerprint(folder: &Path) -> Result<String, RunError> {
     let mut hasher = Sha256::new();
-    for name in ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"] {
+    for name in [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    ] {
         if let Ok(bytes) = std::fs::read(folder.join(name)) {
             hasher.update(format!("{name} {}\n", bytes.len()));
             hasher.update(bytes);

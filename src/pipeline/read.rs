@@ -31,11 +31,13 @@ pub(super) fn read(
         let encode = |row| prepared.encoder.encode(&part.object_name, row);
         let encoded: Vec<Encoded> = rows.into_par_iter().map(encode).collect();
         Progress::add(&progress.rows_read, partition.rows);
-        let work: Vec<Prompt> = encoded.iter().filter_map(|row| row.prompt.as_ref().ok().cloned()).collect();
+        let work: Vec<Prompt> =
+            encoded.iter().filter_map(|row| row.prompt.as_ref().ok().cloned()).collect();
         let rows = encoded.into_iter().map(|row| facts(row, include)).collect();
         // The partition must be open before its first sample can arrive. A closed channel means that
         // the run is ending, for a reason that its other end knows.
-        let opened = arrivals.send(Arrival::Opened(OpenPartition { id: partition.id, part, kept, rows }));
+        let opened =
+            arrivals.send(Arrival::Opened(OpenPartition { id: partition.id, part, kept, rows }));
         if opened.is_err() || prompts.send(work).is_err() {
             return Ok(());
         }

@@ -23,9 +23,11 @@ impl RowWindow {
 
     /// Waits for room; a partition larger than the window enters alone. Says no once closed.
     pub(super) fn enter(&self, rows: u64) -> bool {
-        let full = |state: &mut State| !state.closed && state.rows > 0 && state.rows + rows > self.limit;
+        let full =
+            |state: &mut State| !state.closed && state.rows > 0 && state.rows + rows > self.limit;
         let state = self.state.lock().expect("no holder of the window panics");
-        let mut state = self.changed.wait_while(state, full).expect("no holder of the window panics");
+        let mut state =
+            self.changed.wait_while(state, full).expect("no holder of the window panics");
         state.rows += rows;
         !state.closed
     }

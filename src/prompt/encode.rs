@@ -8,7 +8,9 @@ use sha2::{Digest, Sha256};
 
 use super::chat::{add_template, environment, render};
 use super::{PromptError, TextModel};
-use crate::row::{DrawKey, FailureCode, Message, Prompt, PromptRow, PromptSource, RowFailure, RowRef};
+use crate::row::{
+    DrawKey, FailureCode, Message, Prompt, PromptRow, PromptSource, RowFailure, RowRef,
+};
 
 /// What a job says about its prompts.
 #[derive(Clone, Debug, Default)]
@@ -78,13 +80,19 @@ struct Parts {
 
 impl Encoder {
     /// Prepares a job's encoding; parses its template.
-    pub fn new(text: Arc<TextModel>, spec: PromptSpec, limits: Limits) -> Result<Self, PromptError> {
+    pub fn new(
+        text: Arc<TextModel>,
+        spec: PromptSpec,
+        limits: Limits,
+    ) -> Result<Self, PromptError> {
         let template = match &spec.template {
             None => None,
             Some(source) => {
                 let mut environment = environment();
                 environment.set_undefined_behavior(UndefinedBehavior::Strict);
-                environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+                environment.set_unknown_method_callback(
+                    minijinja_contrib::pycompat::unknown_method_callback,
+                );
                 add_template(&mut environment, source.clone(), "`input.template`")?;
                 Some(environment)
             }
@@ -104,8 +112,18 @@ impl Encoder {
     pub fn encode(&self, object_name: &str, row: PromptRow) -> Encoded {
         let PromptRow { row, row_index, id, place, request } = row;
         let draw_key = self.draw_key(object_name, row_index, &id);
-        let locate = |failure: RowFailure| RowFailure { message: format!("{place}: {}", failure.message), ..failure };
-        let mut encoded = Encoded { row, row_index, id, messages: None, prompt_text: None, prompt: Err(RowFailure::new(FailureCode::Engine, "")) };
+        let locate = |failure: RowFailure| RowFailure {
+            message: format!("{place}: {}", failure.message),
+            ..failure
+        };
+        let mut encoded = Encoded {
+            row,
+            row_index,
+            id,
+            messages: None,
+            prompt_text: None,
+            prompt: Err(RowFailure::new(FailureCode::Engine, "")),
+        };
         encoded.prompt = request.and_then(|request| {
             let Parts { messages, text, tokens } = self.parts(request.source).map_err(locate)?;
             encoded.messages = messages;
@@ -125,14 +143,23 @@ impl Encoder {
                 let template = self.template.as_ref().expect("a job with columns has a template");
                 let text = render(template, Serde(&columns).into()).map_err(template_failed)?;
                 match (&self.spec.system, text.is_empty()) {
-                    (_, true) => return Err(RowFailure::new(FailureCode::EmptyPrompt, "the template's text is empty")),
+                    (_, true) => {
+                        return Err(RowFailure::new(
+                            FailureCode::EmptyPrompt,
+                            "the template's text is empty",
+                        ));
+                    }
                     (None, false) => self.completion(text)?,
-                    (Some(system), false) => self.chat(vec![turn("system", system.clone()), turn("user", text)])?,
+                    (Some(system), false) => {
+                        self.chat(vec![turn("system", system.clone()), turn("user", text)])?
+                    }
                 }
             }
         };
         match parts.tokens.iter().find(|&&id| id >= self.limits.vocabulary) {
-            _ if parts.tokens.is_empty() => Err(RowFailure::new(FailureCode::EmptyPrompt, "the prompt has no tokens")),
+            _ if parts.tokens.is_empty() => {
+                Err(RowFailure::new(FailureCode::EmptyPrompt, "the prompt has no tokens"))
+            }
             Some(id) => Err(RowFailure::new(
                 FailureCode::InvalidTokenId,
                 format!("token id {id} is outside of the vocabulary of {}", self.limits.vocabulary),
@@ -150,7 +177,10 @@ impl Encoder {
     }
 
     fn chat(&self, messages: Vec<Message>) -> Result<Parts, RowFailure> {
-        let template = self.text.chat().ok_or_else(|| template_failed("the model has no chat template".into()))?;
+        let template = self
+            .text
+            .chat()
+            .ok_or_else(|| template_failed("the model has no chat template".into()))?;
         let text = template.render(&messages, true).map_err(template_failed)?;
         // The template writes BOS itself.
         let tokens = self.text.encode(&text).map_err(not_encoded)?;
@@ -166,7 +196,9 @@ impl Encoder {
         match self.spec.too_long {
             TooLong::Fail => {
                 let (found, context) = (tokens.len(), self.limits.context);
-                let message = format!("the prompt has {found} tokens, the model's context of {context} leaves room for {limit}");
+                let message = format!(
+                    "the prompt has {found} tokens, the model's context of {context} leaves room for {limit}"
+                );
                 Err(RowFailure::new(FailureCode::PromptTooLong, message))
             }
             TooLong::TruncateRight => {
@@ -201,5 +233,8 @@ fn template_failed(message: String) -> RowFailure {
 }
 
 fn not_encoded(message: String) -> RowFailure {
-    RowFailure::new(FailureCode::TemplateFailed, format!("the text could not be tokenized: {message}"))
+    RowFailure::new(
+        FailureCode::TemplateFailed,
+        format!("the text could not be tokenized: {message}"),
+    )
 }

@@ -23,10 +23,12 @@ impl PromptError {
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Read { .. } => Some("`model.path` must be a Hugging Face folder with tokenizer.json".into()),
-            Self::NoChatTemplate { .. } => {
-                Some("add chat_template.jinja to the folder, or give text with `input.prompt`".into())
+            Self::Read { .. } => {
+                Some("`model.path` must be a Hugging Face folder with tokenizer.json".into())
             }
+            Self::NoChatTemplate { .. } => Some(
+                "add chat_template.jinja to the folder, or give text with `input.prompt`".into(),
+            ),
             Self::Invalid { .. } | Self::Template { .. } => None,
         }
     }

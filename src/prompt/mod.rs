@@ -21,16 +21,21 @@ use crate::row::{Completion, Generation, StopReason};
 
 /// Station 8: the text of a sample. Special tokens are not part of it; it ends before a stop string.
 pub fn complete(text: &Arc<TextModel>, generation: Generation) -> Completion {
-    let text = generation.result.as_ref().map_or_else(|_| String::new(), |generated| {
-        let ids = match generated.stop {
-            StopReason::Eos | StopReason::StopToken(_) => &generated.token_ids[..generated.token_ids.len() - 1],
-            _ => &generated.token_ids[..],
-        };
-        let mut text = text.decode(ids, true);
-        if let StopReason::StopString { text_end, .. } = generated.stop {
-            text.truncate(text_end);
-        }
-        text
-    });
+    let text = generation.result.as_ref().map_or_else(
+        |_| String::new(),
+        |generated| {
+            let ids = match generated.stop {
+                StopReason::Eos | StopReason::StopToken(_) => {
+                    &generated.token_ids[..generated.token_ids.len() - 1]
+                }
+                _ => &generated.token_ids[..],
+            };
+            let mut text = text.decode(ids, true);
+            if let StopReason::StopString { text_end, .. } = generated.stop {
+                text.truncate(text_end);
+            }
+            text
+        },
+    );
     Completion { generation, text }
 }

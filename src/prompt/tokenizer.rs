@@ -23,7 +23,8 @@ impl TextModel {
     /// Reads tokenizer.json, tokenizer_config.json and chat_template.jinja of a Hugging Face folder.
     pub fn load(folder: &Path) -> Result<Self, PromptError> {
         let path = folder.join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(|source| PromptError::Read { path: path.clone(), source })?;
+        let bytes = std::fs::read(&path)
+            .map_err(|source| PromptError::Read { path: path.clone(), source })?;
         let tokenizer = Tokenizer::from_bytes(bytes)
             .map_err(|error| PromptError::Invalid { path, message: error.to_string() })?;
         let config = read_config(&folder.join("tokenizer_config.json"))?;
@@ -31,10 +32,14 @@ impl TextModel {
         let eos = special_token(&config["eos_token"]);
         let bos_id = bos.as_deref().and_then(|token| tokenizer.token_to_id(token));
         // The class that DeepSeek's files name adds BOS unless told otherwise.
-        let class_adds_bos = config["tokenizer_class"].as_str().is_some_and(|class| class.starts_with("LlamaTokenizer"));
+        let class_adds_bos = config["tokenizer_class"]
+            .as_str()
+            .is_some_and(|class| class.starts_with("LlamaTokenizer"));
         let add_bos = config["add_bos_token"].as_bool().unwrap_or(class_adds_bos);
         let chat = chat_source(folder, &config)?
-            .map(|source| ChatTemplate::new(source, bos.unwrap_or_default(), eos.unwrap_or_default()))
+            .map(|source| {
+                ChatTemplate::new(source, bos.unwrap_or_default(), eos.unwrap_or_default())
+            })
             .transpose()?;
         Ok(Self { folder: folder.into(), tokenizer, bos_id, add_bos, chat })
     }
@@ -56,7 +61,8 @@ impl TextModel {
 
     /// Token ids of a text as it stands, without any token added.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
-        let encoding = self.tokenizer.encode_fast(text, false).map_err(|error| error.to_string())?;
+        let encoding =
+            self.tokenizer.encode_fast(text, false).map_err(|error| error.to_string())?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -83,8 +89,10 @@ impl TextModel {
 
 fn read_config(path: &Path) -> Result<Value, PromptError> {
     match std::fs::read_to_string(path) {
-        Ok(text) => serde_json::from_str(&text)
-            .map_err(|error| PromptError::Invalid { path: path.into(), message: error.to_string() }),
+        Ok(text) => serde_json::from_str(&text).map_err(|error| PromptError::Invalid {
+            path: path.into(),
+            message: error.to_string(),
+        }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
         Err(source) => Err(PromptError::Read { path: path.into(), source }),
     }
@@ -104,7 +112,9 @@ fn chat_source(folder: &Path, config: &Value) -> Result<Option<String>, PromptEr
         Err(source) => return Err(PromptError::Read { path, source }),
     }
     let template = &config["chat_template"];
-    let named = |name: &str| template.as_array()?.iter().find(|entry| entry["name"] == name)?["template"].as_str();
+    let named = |name: &str| {
+        template.as_array()?.iter().find(|entry| entry["name"] == name)?["template"].as_str()
+    };
     let first = || template[0]["template"].as_str();
     Ok(template.as_str().or_else(|| named("default")).or_else(first).map(str::to_owned))
 }

@@ -112,7 +112,8 @@ impl StorageError {
         match &error {
             object_store::Error::NotFound { .. } => return Self::NotFound { location },
             object_store::Error::Precondition { .. } => return Self::Changed { location },
-            object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
+            object_store::Error::PermissionDenied { .. }
+            | object_store::Error::Unauthenticated { .. } => {
                 return Self::Denied { operation, location, cause: deepest(&error) };
             }
             _ => {}
@@ -128,9 +129,9 @@ impl StorageError {
         match system.kind() {
             io::ErrorKind::NotFound => Self::NotFound { location },
             io::ErrorKind::PermissionDenied => Self::Denied { operation, location, cause },
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::ReadOnlyFilesystem => {
-                Self::Full { location, cause }
-            }
+            io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::ReadOnlyFilesystem => Self::Full { location, cause },
             _ => Self::Failed { operation, location, cause },
         }
     }
@@ -139,13 +140,19 @@ impl StorageError {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Scheme { .. } => "use a path, `file:///…`, `s3://bucket/key` or `memory://…`",
-            Self::NotFound { .. } => "check the spelling; relative paths start at the job file's folder",
-            Self::NoBucket { .. } => "check the bucket's name, `AWS_REGION` and, for other servers, `AWS_ENDPOINT_URL`",
+            Self::NotFound { .. } => {
+                "check the spelling; relative paths start at the job file's folder"
+            }
+            Self::NoBucket { .. } => {
+                "check the bucket's name, `AWS_REGION` and, for other servers, `AWS_ENDPOINT_URL`"
+            }
             Self::Denied { location, .. } if location.starts_with("s3://") => {
                 "check `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION` and the bucket's policy"
             }
             Self::Denied { .. } => "check the owner and mode of the file and of its folders",
-            Self::Full { .. } => "free some space or write elsewhere, then run the same command again: it continues",
+            Self::Full { .. } => {
+                "free some space or write elsewhere, then run the same command again: it continues"
+            }
             Self::Changed { .. } => "run again when its writer is done",
             Self::Failed { location, .. } if location.starts_with("s3://") => {
                 "check the network, `AWS_REGION`, `AWS_ENDPOINT_URL` (and `AWS_ALLOW_HTTP=true` for plain http)"
@@ -165,7 +172,9 @@ pub(super) fn lacks_hard_links(error: &object_store::Error) -> bool {
     })
 }
 
-fn causes<'a>(error: &'a (dyn std::error::Error + 'static)) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+fn causes<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
     std::iter::successors(Some(error), |error| error.source())
 }
 

@@ -46,9 +46,11 @@ impl Store {
         let objects: Arc<dyn ObjectStore> = match root {
             LOCAL => Arc::new(LocalFileSystem::new().with_fsync(true)),
             MEMORY => Arc::new(InMemory::new()),
-            bucket => Arc::new(AmazonS3Builder::from_env().with_url(bucket).build().map_err(|cause| {
-                StorageError::Place { text: bucket.to_owned(), cause: cause.to_string() }
-            })?),
+            bucket => {
+                Arc::new(AmazonS3Builder::from_env().with_url(bucket).build().map_err(|cause| {
+                    StorageError::Place { text: bucket.to_owned(), cause: cause.to_string() }
+                })?)
+            }
         };
         Ok(Self { root: root.to_owned(), objects })
     }
@@ -62,7 +64,8 @@ impl Location {
     /// Names an object or folder below this one; `..` and control characters lose their meaning.
     pub fn child(&self, relative: &str) -> Location {
         let mut path = self.path.clone();
-        for segment in relative.split('/').filter(|segment| !segment.is_empty() && *segment != ".") {
+        for segment in relative.split('/').filter(|segment| !segment.is_empty() && *segment != ".")
+        {
             path = path.join(PathPart::parse(segment).unwrap_or_else(|_| PathPart::from(segment)));
         }
         self.below(path)
@@ -136,7 +139,9 @@ pub(super) fn parse(text: &str, base: &Path) -> Result<Place, StorageError> {
         }
         Some(("file", path)) => parse_file_url(text, path),
         Some(("s3" | "s3a", rest)) => parse_bucket_url(text, rest),
-        Some((scheme, _)) if is_scheme(scheme) => Err(StorageError::Scheme { scheme: scheme.to_owned() }),
+        Some((scheme, _)) if is_scheme(scheme) => {
+            Err(StorageError::Scheme { scheme: scheme.to_owned() })
+        }
         _ => parse_path(text, base),
     }
 }
@@ -183,7 +188,8 @@ fn parse_path(text: &str, base: &Path) -> Result<Place, StorageError> {
 }
 
 fn object_path(text: &str, path: &str) -> Result<ObjectPath, StorageError> {
-    ObjectPath::parse(path).map_err(|cause| StorageError::Place { text: text.to_owned(), cause: cause.to_string() })
+    ObjectPath::parse(path)
+        .map_err(|cause| StorageError::Place { text: text.to_owned(), cause: cause.to_string() })
 }
 
 /// Follows each `..` as the file system does: the parent of a linked folder is the parent of its target.
@@ -211,5 +217,9 @@ fn tidy(path: &Path) -> String {
             (component, _) => parts.push(component),
         }
     }
-    if parts.is_empty() { ".".to_owned() } else { parts.iter().collect::<PathBuf>().display().to_string() }
+    if parts.is_empty() {
+        ".".to_owned()
+    } else {
+        parts.iter().collect::<PathBuf>().display().to_string()
+    }
 }

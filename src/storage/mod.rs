@@ -107,10 +107,12 @@ impl Storage {
         let listing = folder.objects().list_with_delimiter(Some(folder.path()));
         let level = match self.wait(listing) {
             Ok(level) => level,
-            Err(error) => return no_such_folder(folder, error)  .map(|()| Folder::default()),
+            Err(error) => return no_such_folder(folder, error).map(|()| Folder::default()),
         };
-        let mut folders: Vec<Location> = level.common_prefixes.into_iter().map(|path| folder.below(path)).collect();
-        let mut objects: Vec<Entry> = level.objects.into_iter().map(|meta| entry(folder, meta)).collect();
+        let mut folders: Vec<Location> =
+            level.common_prefixes.into_iter().map(|path| folder.below(path)).collect();
+        let mut objects: Vec<Entry> =
+            level.objects.into_iter().map(|meta| entry(folder, meta)).collect();
         folders.sort_by(|a, b| a.path().cmp(b.path()));
         objects.sort_by(|a, b| a.location.path().cmp(b.location.path()));
         Ok(Folder { folders, objects })
@@ -153,21 +155,36 @@ impl Storage {
     }
 
     /// Writes a new object, whole or not at all; durable when this returns.
-    pub fn put_create(&self, location: &Location, bytes: Bytes) -> Result<PutOutcome, StorageError> {
-        let put = location.objects().put_opts(location.path(), PutPayload::from(bytes.clone()), PutMode::Create.into());
+    pub fn put_create(
+        &self,
+        location: &Location,
+        bytes: Bytes,
+    ) -> Result<PutOutcome, StorageError> {
+        let put = location.objects().put_opts(
+            location.path(),
+            PutPayload::from(bytes.clone()),
+            PutMode::Create.into(),
+        );
         match self.wait(put) {
             Ok(_) => Ok(PutOutcome::Created),
-            Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => {
-                Ok(PutOutcome::AlreadyExists)
+            Err(
+                object_store::Error::AlreadyExists { .. }
+                | object_store::Error::Precondition { .. },
+            ) => Ok(PutOutcome::AlreadyExists),
+            Err(error) if error::lacks_hard_links(&error) => {
+                self.put_create_by_rename(location, bytes)
             }
-            Err(error) if error::lacks_hard_links(&error) => self.put_create_by_rename(location, bytes),
             Err(error) => Err(StorageError::new(Operation::Write, location, error)),
         }
     }
 
     /// The fallback where a file system has no hard links: two writers that race may both be told
     /// `Created`, and the last one's object stays, whole.
-    fn put_create_by_rename(&self, location: &Location, bytes: Bytes) -> Result<PutOutcome, StorageError> {
+    fn put_create_by_rename(
+        &self,
+        location: &Location,
+        bytes: Bytes,
+    ) -> Result<PutOutcome, StorageError> {
         if self.head(location)?.is_some() {
             return Ok(PutOutcome::AlreadyExists);
         }
@@ -190,7 +207,10 @@ impl Storage {
         }
     }
 
-    fn wait<T>(&self, answer: impl Future<Output = object_store::Result<T>>) -> object_store::Result<T> {
+    fn wait<T>(
+        &self,
+        answer: impl Future<Output = object_store::Result<T>>,
+    ) -> object_store::Result<T> {
         self.shared.runtime.block_on(answer)
     }
 }
@@ -205,7 +225,10 @@ fn entry(folder: &Location, meta: ObjectMeta) -> Entry {
 }
 
 /// Takes "there is no such folder" for an empty one; a missing bucket stays an error.
-fn no_such_folder<T: Default>(folder: &Location, error: object_store::Error) -> Result<T, StorageError> {
+fn no_such_folder<T: Default>(
+    folder: &Location,
+    error: object_store::Error,
+) -> Result<T, StorageError> {
     match StorageError::new(Operation::List, folder, error) {
         StorageError::NotFound { .. } => Ok(T::default()),
         error => Err(error),

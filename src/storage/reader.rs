@@ -33,13 +33,19 @@ struct Remote {
 }
 
 impl ObjectReader {
-    pub(super) fn open(storage: &Storage, location: &Location, from: u64) -> Result<Self, StorageError> {
+    pub(super) fn open(
+        storage: &Storage,
+        location: &Location,
+        from: u64,
+    ) -> Result<Self, StorageError> {
         if let Some(path) = location.local_path() {
             let mut file = File::open(path).map_err(|system| unreadable(location, &system))?;
             file.seek(SeekFrom::Start(from)).map_err(|system| unreadable(location, &system))?;
             return Ok(Self { source: Source::File(file) });
         }
-        let entry = storage.head(location)?.ok_or_else(|| StorageError::NotFound { location: location.to_string() })?;
+        let entry = storage
+            .head(location)?
+            .ok_or_else(|| StorageError::NotFound { location: location.to_string() })?;
         let remote = Remote {
             storage: storage.clone(),
             location: location.clone(),
@@ -64,8 +70,13 @@ impl Remote {
             if_match: self.etag.clone(),
             ..GetOptions::default()
         };
-        let get = async { self.location.objects().get_opts(self.location.path(), options).await?.bytes().await };
-        let chunk = self.storage.wait(get).map_err(|error| StorageError::new(Operation::Read, &self.location, error))?;
+        let get = async {
+            self.location.objects().get_opts(self.location.path(), options).await?.bytes().await
+        };
+        let chunk = self
+            .storage
+            .wait(get)
+            .map_err(|error| StorageError::new(Operation::Read, &self.location, error))?;
         if chunk.is_empty() {
             return Err(StorageError::Changed { location: self.location.to_string() });
         }

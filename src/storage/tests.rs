@@ -12,12 +12,18 @@ fn storage() -> Storage {
 
 /// The same root on the local disk and in memory.
 fn roots(storage: &Storage, folder: &TempDir) -> [Location; 2] {
-    [storage.locate("out", folder.path()).unwrap(), storage.locate("memory://out", folder.path()).unwrap()]
+    [
+        storage.locate("out", folder.path()).unwrap(),
+        storage.locate("memory://out", folder.path()).unwrap(),
+    ]
 }
 
 fn names(entries: &[Entry], root: &Location) -> Vec<String> {
     let prefix = root.url() + "/";
-    entries.iter().map(|entry| entry.location.url().strip_prefix(&prefix).unwrap().to_owned()).collect()
+    entries
+        .iter()
+        .map(|entry| entry.location.url().strip_prefix(&prefix).unwrap().to_owned())
+        .collect()
 }
 
 #[test]
@@ -76,7 +82,10 @@ fn of_many_racing_creators_one_wins() {
                     scope.spawn(move || storage.put_create(part, racer.to_string().into()).unwrap())
                 })
                 .collect();
-            racers.into_iter().filter_map(|racer| (racer.join().unwrap() == PutOutcome::Created).then_some(())).count()
+            racers
+                .into_iter()
+                .filter_map(|racer| (racer.join().unwrap() == PutOutcome::Created).then_some(()))
+                .count()
         });
         assert_eq!(created, 1, "{part}");
     }
@@ -85,17 +94,32 @@ fn of_many_racing_creators_one_wins() {
 #[test]
 fn names_are_taken_as_they_are() {
     let (storage, folder) = (storage(), TempDir::new().unwrap());
-    for name in ["a b.jsonl", "a%20b.jsonl", "100%.jsonl", "a#b?.jsonl", "[1]{2}~^.jsonl", "grüße 你好.jsonl", "a\\b"] {
+    for name in [
+        "a b.jsonl",
+        "a%20b.jsonl",
+        "100%.jsonl",
+        "a#b?.jsonl",
+        "[1]{2}~^.jsonl",
+        "grüße 你好.jsonl",
+        "a\\b",
+    ] {
         std::fs::write(folder.path().join(name), name).unwrap();
         let found = storage.locate(name, folder.path()).unwrap();
         assert_eq!(storage.get(&found).unwrap(), name);
         assert_eq!(found.local_path().unwrap(), folder.path().join(name));
         let child = storage.locate(".", folder.path()).unwrap().child(name);
         assert_eq!(storage.head(&child).unwrap().unwrap().size, name.len() as u64, "{name}");
-        assert!(storage.list(&storage.locate("", folder.path()).unwrap_or(storage.locate(".", folder.path()).unwrap()))
-            .unwrap()
-            .iter()
-            .any(|entry| entry.location.file_name() == name));
+        assert!(
+            storage
+                .list(
+                    &storage
+                        .locate("", folder.path())
+                        .unwrap_or(storage.locate(".", folder.path()).unwrap())
+                )
+                .unwrap()
+                .iter()
+                .any(|entry| entry.location.file_name() == name)
+        );
     }
 }
 
@@ -118,7 +142,10 @@ fn paths_lead_where_the_file_system_leads() {
     }
     assert_eq!(storage.get(&storage.locate("linked_file", &real).unwrap()).unwrap(), "linked");
     let url = format!("file://{}/deep/file", real.display());
-    assert_eq!(storage.get(&storage.locate(&url, "elsewhere".as_ref()).unwrap()).unwrap(), "linked");
+    assert_eq!(
+        storage.get(&storage.locate(&url, "elsewhere".as_ref()).unwrap()).unwrap(),
+        "linked"
+    );
     let listed = storage.list(&storage.locate(".", &real).unwrap()).unwrap();
     assert_eq!(listed.len(), 2, "a linked file is listed beside its target: {listed:?}");
 }
@@ -149,7 +176,10 @@ fn a_place_that_cannot_be_is_refused() {
     for (text, message) in [
         ("gs://bucket/a", "there is no storage for `gs://` URLs"),
         ("s3:///a", "`s3:///a` is not a usable path or URL: there is no bucket name"),
-        ("file://a", "`file://a` is not a usable path or URL: a file URL has three slashes: file:///folder/file"),
+        (
+            "file://a",
+            "`file://a` is not a usable path or URL: a file URL has three slashes: file:///folder/file",
+        ),
         ("", "`` is not a usable path or URL: the path is empty"),
     ] {
         assert_eq!(storage.locate(text, "".as_ref()).unwrap_err().to_string(), message);
@@ -160,7 +190,8 @@ fn a_place_that_cannot_be_is_refused() {
 fn a_failed_write_says_what_where_and_what_to_do() {
     let (storage, folder) = (storage(), TempDir::new().unwrap());
     std::fs::write(folder.path().join("file"), "").unwrap();
-    let error = storage.put(&storage.locate("file/part", folder.path()).unwrap(), "x".into()).unwrap_err();
+    let error =
+        storage.put(&storage.locate("file/part", folder.path()).unwrap(), "x".into()).unwrap_err();
     assert!(error.to_string().starts_with("could not write `"), "{error}");
     let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
     let full = StorageError::from_system(Operation::Write, "out/part".into(), &full);

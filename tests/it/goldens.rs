@@ -15,7 +15,8 @@ pub(crate) fn fixture(name: &str) -> PathBuf {
 }
 
 pub(crate) fn goldens(name: &str) -> Value {
-    serde_json::from_str(&std::fs::read_to_string(fixture(name).join("goldens.json")).unwrap()).unwrap()
+    serde_json::from_str(&std::fs::read_to_string(fixture(name).join("goldens.json")).unwrap())
+        .unwrap()
 }
 
 fn load(name: &str) -> Model {
@@ -51,7 +52,8 @@ const BLOCKS_EACH: usize = 40;
 
 impl Hand {
     fn new(index: usize, prompt: Vec<u32>) -> Self {
-        let blocks = (index * BLOCKS_EACH..(index + 1) * BLOCKS_EACH).map(|block| block as u32).collect();
+        let blocks =
+            (index * BLOCKS_EACH..(index + 1) * BLOCKS_EACH).map(|block| block as u32).collect();
         Self { prompt: prompt.len(), tokens: prompt, done: 0, blocks }
     }
 
@@ -59,7 +61,8 @@ impl Hand {
     fn add_to(&mut self, step: &mut Step, most: usize) -> bool {
         let end = self.tokens.len().min(self.done.saturating_add(most));
         let boundary = self.prompt.clamp(self.done, end);
-        for (range, form) in [(self.done..boundary, Form::Prompt), (boundary..end, Form::Generated)] {
+        for (range, form) in [(self.done..boundary, Form::Prompt), (boundary..end, Form::Generated)]
+        {
             if range.is_empty() {
                 continue;
             }
@@ -92,7 +95,8 @@ fn logits_and_greedy_ids_agree_with_the_reference_in_a_ragged_batch() {
     for name in FIXTURES {
         let (model, goldens) = (load(name), goldens(name));
         let prompts = goldens["prompts"].as_array().unwrap();
-        let mut hands: Vec<Hand> = prompts.iter().enumerate().map(|(i, p)| Hand::new(i, ids(&p["ids"]))).collect();
+        let mut hands: Vec<Hand> =
+            prompts.iter().enumerate().map(|(i, p)| Hand::new(i, ids(&p["ids"]))).collect();
         let mut pool = pool(&model, hands.len());
         for generated in 0..64 {
             let mut step = Step::default();
@@ -109,13 +113,22 @@ fn logits_and_greedy_ids_agree_with_the_reference_in_a_ragged_batch() {
                 };
                 if let Some(expected) = expected {
                     let difference = difference(logits, &numbers(expected));
-                    assert!(difference <= TOLERANCE, "{name} {} token {generated}: {difference}", prompt["name"]);
+                    assert!(
+                        difference <= TOLERANCE,
+                        "{name} {} token {generated}: {difference}",
+                        prompt["name"]
+                    );
                 }
                 hand.tokens.push(argmax(logits));
             }
         }
         for (hand, prompt) in hands.iter().zip(prompts) {
-            assert_eq!(hand.tokens[hand.prompt..], ids(&prompt["greedy_ids"]), "{name} {}", prompt["name"]);
+            assert_eq!(
+                hand.tokens[hand.prompt..],
+                ids(&prompt["greedy_ids"]),
+                "{name} {}",
+                prompt["name"]
+            );
         }
     }
 }
@@ -129,14 +142,18 @@ fn log_probabilities_of_every_position_agree_with_the_reference() {
         let mut step = Step::default();
         Hand::new(0, ids(&prompt["ids"])).add_to(&mut step, usize::MAX);
         step.outputs = (0..step.tokens.len() as u32).collect();
-        let logits = model.forward(&step, &mut pool(&model, 1)).unwrap().logits.to_vec2::<f32>().unwrap();
+        let logits =
+            model.forward(&step, &mut pool(&model, 1)).unwrap().logits.to_vec2::<f32>().unwrap();
         for (position, logits) in logits.iter().enumerate() {
             let sum: f64 = logits.iter().map(|&x| f64::from(x).exp()).sum();
             let expected_ids = ids(&per_position["top20_ids"][position]);
             let expected = numbers(&per_position["top20_logprobs"][position]);
             for (id, expected) in expected_ids.into_iter().zip(expected) {
                 let found = f64::from(logits[id as usize]) - sum.ln();
-                assert!((found - expected).abs() <= TOLERANCE, "{name} position {position} id {id}");
+                assert!(
+                    (found - expected).abs() <= TOLERANCE,
+                    "{name} position {position} id {id}"
+                );
             }
         }
     }
@@ -144,10 +161,13 @@ fn log_probabilities_of_every_position_agree_with_the_reference() {
 
 #[test]
 fn chunks_neighbours_and_recomputation_leave_every_bit_as_it_is() {
-    for (name, held) in FIXTURES.into_iter().flat_map(|name| [(name, Held::F32), (name, Held::Bf16)]) {
+    for (name, held) in
+        FIXTURES.into_iter().flat_map(|name| [(name, Held::F32), (name, Held::Bf16)])
+    {
         let model = Model::load(&fixture(name), held, &|_, _| {}).unwrap();
         let goldens = goldens(name);
-        let prompt = &goldens["prompts"][goldens["per_position"]["prompt"].as_u64().unwrap() as usize];
+        let prompt =
+            &goldens["prompts"][goldens["per_position"]["prompt"].as_u64().unwrap() as usize];
         let mut tokens = ids(&prompt["ids"]);
         let prompt_tokens = tokens.len();
         tokens.extend(ids(&prompt["greedy_ids"]));
@@ -161,7 +181,9 @@ fn chunks_neighbours_and_recomputation_leave_every_bit_as_it_is() {
             let mut step = Step::default();
             alone.add_to(&mut step, 1);
             step.outputs = vec![0];
-            expected.extend(model.forward(&step, &mut alone_pool).unwrap().logits.to_vec2::<f32>().unwrap());
+            expected.extend(
+                model.forward(&step, &mut alone_pool).unwrap().logits.to_vec2::<f32>().unwrap(),
+            );
         }
 
         // In chunks of many sizes, beside a neighbour that moves at its own pace.
@@ -176,8 +198,12 @@ fn chunks_neighbours_and_recomputation_leave_every_bit_as_it_is() {
                 let (first, position) = (step.tokens.len(), hand.done);
                 hand.add_to(&mut step, chunk);
                 step.outputs = (first as u32..step.tokens.len() as u32).collect();
-                let logits = model.forward(&step, &mut pool).unwrap().logits.to_vec2::<f32>().unwrap();
-                assert!(logits == expected[position..hand.done], "{name} {held:?} chunk {chunk} at {position}");
+                let logits =
+                    model.forward(&step, &mut pool).unwrap().logits.to_vec2::<f32>().unwrap();
+                assert!(
+                    logits == expected[position..hand.done],
+                    "{name} {held:?} chunk {chunk} at {position}"
+                );
             }
         }
     }

@@ -14,7 +14,10 @@ fn each(mut check: impl FnMut(&Arc<TextModel>, &Value)) {
     for name in FIXTURES {
         let folder = fixture(name);
         let goldens = std::fs::read_to_string(folder.join("tokenizer_goldens.json")).unwrap();
-        check(&Arc::new(TextModel::load(&folder).unwrap()), &serde_json::from_str(&goldens).unwrap());
+        check(
+            &Arc::new(TextModel::load(&folder).unwrap()),
+            &serde_json::from_str(&goldens).unwrap(),
+        );
     }
 }
 
@@ -39,7 +42,11 @@ fn conversations_render_as_the_reference_does() {
     each(|text, goldens| {
         for case in goldens["chat"].as_array().unwrap() {
             let messages: Vec<Message> = serde_json::from_value(case["messages"].clone()).unwrap();
-            let rendered = text.chat().unwrap().render(&messages, case["add_generation_prompt"].as_bool().unwrap()).unwrap();
+            let rendered = text
+                .chat()
+                .unwrap()
+                .render(&messages, case["add_generation_prompt"].as_bool().unwrap())
+                .unwrap();
             assert_eq!(rendered, case["text"].as_str().unwrap());
             assert_eq!(text.encode(&rendered).unwrap(), ids(&case["ids"]));
         }

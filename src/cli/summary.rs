@@ -26,6 +26,9 @@ pub(super) fn of_run(report: &RunReport) -> String {
             ),
         );
     }
+    if rows.failed_before > 0 {
+        line("", format!("{} of them failed", rows.failed_before));
+    }
     line("rows", format!("{} ok, {} failed, {} in all", rows.ok, rows.failed, rows.total));
     for (code, count) in &report.failures {
         line("", format!("{count} {code}"));

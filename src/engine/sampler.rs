@@ -229,7 +229,8 @@ mod tests {
     /// Draws follow the exact truncated distribution: Pearson's chi-square below its 99.9 % point.
     #[test]
     fn draws_follow_the_exact_distribution() {
-        let cases: [(fn(&mut Sampling), &[usize]); 4] = [
+        type Case = (fn(&mut Sampling), &'static [usize]);
+        let cases: [Case; 4] = [
             (|_| {}, &[0, 1, 2, 3, 4, 5]),
             (|s| s.top_k = 3, &[1, 2, 3]),
             (|s| s.top_p = 0.7, &[1, 3]),

@@ -136,7 +136,7 @@ mod tests {
         }
         let typo = problems.iter().find(|p| p.key == "sampling.temprature").unwrap();
         assert_eq!(typo.hint.as_deref(), Some("did you mean `temperature`?"));
-        assert_eq!(typo.line, Some(11));
+        assert_eq!(typo.line, Some(12));
     }
 
     #[test]

@@ -160,7 +160,9 @@ impl Config {
 
     /// The mixture of a layer; none: the layer is dense.
     pub fn layer_moe(&self, layer: usize) -> Option<&MoeConfig> {
-        self.moe.as_ref().filter(|moe| layer >= moe.first_layer && layer % moe.layer_freq == 0)
+        self.moe
+            .as_ref()
+            .filter(|moe| layer >= moe.first_layer && layer.is_multiple_of(moe.layer_freq))
     }
 
     /// Elements of the latent cache for each token and layer.

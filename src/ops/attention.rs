@@ -568,6 +568,7 @@ unsafe fn gather_values<L: Lanes, const R: usize>(
 }
 
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "register tiles are addressed by index")]
 unsafe fn gather_lanes<L: Lanes, const R: usize, const G: usize>(
     weights: &[[f32; BLOCK_TOKENS]; R],
     shrink: [f32; R],

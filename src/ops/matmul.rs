@@ -342,6 +342,7 @@ type Tile = [[f32; PANEL]; MAX_TILE_ROWS];
 
 /// Multiplies `R` rows by `G` groups of one panel, beginning at group `first`.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "register tiles are addressed by index")]
 unsafe fn tile<L: Lanes, W: PanelWord, const R: usize, const G: usize>(
     rows: &[*const f32; MAX_TILE_ROWS],
     panel: *const W,

@@ -50,6 +50,11 @@ impl Output {
         Ok(output)
     }
 
+    /// The folder itself.
+    pub fn root(&self) -> &Location {
+        &self.root
+    }
+
     fn begin_or_compare(&self) -> Result<(), OutputError> {
         let place = self.root.child(RECORD_PATH);
         let now = JobRecord::new(self.encoder.facts());

@@ -30,7 +30,7 @@ use crate::input::Partition;
 use crate::job::{Dtype, Job};
 use crate::model::{Config, Model};
 use crate::ops::Held;
-use crate::output::Output;
+use crate::output::{Output, Status};
 
 pub use error::RunError;
 pub use prepare::Prepared;
@@ -51,6 +51,7 @@ pub fn run(job: &Job, progress: &Progress, stop: &Stop) -> Result<RunReport, Run
     let pending: Vec<&Partition> =
         partitions.iter().zip(&committed).filter(|(_, done)| !**done).map(|(p, _)| p).collect();
     let mut report = planned(job, partitions, &pending);
+    report.output = output.root().to_string();
     Progress::add(&progress.rows_total, report.rows.total);
     Progress::add(&progress.rows_before, report.rows.before);
     report.seconds.plan = start.elapsed().as_secs_f64();
@@ -75,6 +76,11 @@ pub fn run(job: &Job, progress: &Progress, stop: &Stop) -> Result<RunReport, Run
     report.complete = report.rows.before + report.rows.ok + report.rows.failed == report.rows.total
         && report.parts.before + report.parts.committed + report.parts.found_committed
             == report.parts.total;
+    if report.complete && report.parts.before > 0 {
+        // Earlier runs' failures decide the exit code too, and only their parts know of them.
+        let failed = Status::read(&prepared.storage, output.root())?.rows.failed;
+        report.rows.failed_before = failed.saturating_sub(report.rows.failed);
+    }
     report.interrupted = stop.requested() && !report.complete;
     report.seconds.total = start.elapsed().as_secs_f64();
     report.peak_memory_bytes = memory::peak_bytes();
@@ -87,7 +93,6 @@ fn planned(job: &Job, partitions: &[Partition], pending: &[&Partition]) -> RunRe
     let total: u64 = partitions.iter().map(|partition| partition.rows).sum();
     let left: u64 = pending.iter().map(|partition| partition.rows).sum();
     RunReport {
-        output: job.output_path.clone(),
         parts: Parts {
             total: partitions.len() as u64,
             before: (partitions.len() - pending.len()) as u64,

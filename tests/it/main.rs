@@ -2,5 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod goldens;
+mod job;
 mod output;
+mod published;
 mod text;

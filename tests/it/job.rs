@@ -1,0 +1,309 @@
+//! The main job from outside: the real binary on real files.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use arrow::array::{Array, AsArray, RecordBatch};
+use arrow::datatypes::{Float32Type, Int32Type, Int64Type};
+use arrow::record_batch::RecordBatchReader;
+use nightshift::output::content_checksum;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::goldens::{fixture, goldens, ids};
+
+/// A folder with a job in it.
+struct Bench {
+    folder: TempDir,
+}
+
+impl Bench {
+    fn new(rows: &str, job: &str) -> Self {
+        let folder = TempDir::new().unwrap();
+        std::fs::write(folder.path().join("rows.jsonl"), rows).unwrap();
+        let bench = Self { folder };
+        bench.write_job(job);
+        bench
+    }
+
+    fn write_job(&self, job: &str) {
+        std::fs::write(self.path("job.toml"), job).unwrap();
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_nightshift"));
+        command.arg("run").arg(self.path("job.toml")).args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    /// Parts of an output folder by their path below it.
+    fn parts(&self, output: &str) -> BTreeMap<String, RecordBatch> {
+        let root = self.path(output).join("parts");
+        let mut parts = BTreeMap::new();
+        for object in std::fs::read_dir(root).unwrap() {
+            for part in std::fs::read_dir(object.unwrap().path()).unwrap() {
+                let path = part.unwrap().path();
+                let name =
+                    path.strip_prefix(self.path(output)).unwrap().to_string_lossy().into_owned();
+                assert!(name.ends_with(".parquet"), "a stray file: {name}");
+                parts.insert(name, read(&path));
+            }
+        }
+        parts
+    }
+
+    fn checksums(&self, output: &str) -> BTreeMap<String, String> {
+        self.parts(output)
+            .into_iter()
+            .map(|(name, batch)| (name, content_checksum(&batch)))
+            .collect()
+    }
+
+    fn rows(&self, output: &str) -> RecordBatch {
+        let parts: Vec<RecordBatch> = self.parts(output).into_values().collect();
+        arrow::compute::concat_batches(&parts[0].schema(), &parts).unwrap()
+    }
+}
+
+fn read(path: &Path) -> RecordBatch {
+    let file = std::fs::File::open(path).unwrap();
+    let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap();
+    let schema = reader.schema();
+    let batches: Vec<RecordBatch> = reader.map(|batch| batch.unwrap()).collect();
+    arrow::compute::concat_batches(&schema, &batches).unwrap()
+}
+
+fn text<'a>(rows: &'a RecordBatch, column: &str, row: usize) -> &'a str {
+    let column = rows.column_by_name(column).unwrap().as_string::<i32>();
+    if column.is_null(row) { "" } else { column.value(row) }
+}
+
+fn model(name: &str) -> String {
+    fixture(name).display().to_string()
+}
+
+fn tiny() -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/tiny").display().to_string()
+}
+
+fn chat_rows(count: usize) -> String {
+    let row = |i: usize| json!({ "id": i, "messages": [{ "role": "user", "content": format!("Question {i}: {}", "why? ".repeat(i % 13)) }] });
+    (0..count).map(|i| row(i).to_string() + "\n").collect()
+}
+
+fn chat_job(more: &str) -> String {
+    format!(
+        "[model]\npath = '{}'\n[input]\npaths = ['rows.jsonl']\nmessages = 'messages'\nid = 'id'\n{more}",
+        tiny()
+    )
+}
+
+#[test]
+fn goldens_hold_through_the_job_interface() {
+    for name in ["a_v2like", "b_litelike", "c_plain_tied", "d_freq2_bias"] {
+        let goldens = goldens(name);
+        let prompts = goldens["prompts"].as_array().unwrap();
+        let rows: String =
+            prompts.iter().map(|p| json!({ "ids": p["ids"] }).to_string() + "\n").collect();
+        let bench = Bench::new(
+            &rows,
+            &format!(
+                "[model]\npath = '{}'\n[input]\npaths = ['rows.jsonl']\nprompt_token_ids = 'ids'\n[sampling]\nmax_tokens = 64\nignore_eos = true\n[output]\npath = 'out'\ninclude = ['token_ids', 'logprobs']\n",
+                model(name)
+            ),
+        );
+        let output = bench.run(&[]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let rows = bench.rows("out");
+        assert_eq!(rows.num_rows(), prompts.len());
+        for (row, prompt) in prompts.iter().enumerate() {
+            let tokens = rows.column_by_name("token_ids").unwrap().as_list::<i32>().value(row);
+            let tokens: Vec<u32> =
+                tokens.as_primitive::<Int32Type>().values().iter().map(|&id| id as u32).collect();
+            assert_eq!(tokens, ids(&prompt["greedy_ids"]), "{name} {}", prompt["name"]);
+            let logprobs = rows.column_by_name("logprobs").unwrap().as_list::<i32>().value(row);
+            let expected = prompt["greedy_logprob"].as_array().unwrap();
+            for (found, expected) in
+                logprobs.as_primitive::<Float32Type>().values().iter().zip(expected)
+            {
+                assert!(
+                    (f64::from(*found) - expected.as_f64().unwrap()).abs() < 3e-4,
+                    "{name} {}",
+                    prompt["name"]
+                );
+            }
+            assert_eq!(text(&rows, "stop_reason", row), "max_tokens");
+        }
+    }
+}
+
+#[test]
+fn a_stop_token_ends_a_completion_and_is_its_last_id() {
+    let goldens = goldens("a_v2like");
+    let stop = &goldens["stop_test"];
+    let prompt = &goldens["prompts"][stop["prompt"].as_u64().unwrap() as usize];
+    let bench = Bench::new(
+        &json!({ "ids": prompt["ids"] }).to_string(),
+        &format!(
+            "[model]\npath = '{}'\n[input]\npaths = ['rows.jsonl']\nprompt_token_ids = 'ids'\n[sampling]\nmax_tokens = 64\nignore_eos = true\nstop_token_ids = [{}]\n[output]\npath = 'out'\ninclude = ['token_ids']\n",
+            model("a_v2like"),
+            stop["stop_token_id"]
+        ),
+    );
+    assert!(bench.run(&[]).status.success());
+    let rows = bench.rows("out");
+    let tokens = rows.column_by_name("token_ids").unwrap().as_list::<i32>().value(0);
+    let tokens: Vec<u32> =
+        tokens.as_primitive::<Int32Type>().values().iter().map(|&id| id as u32).collect();
+    assert_eq!(tokens, ids(&stop["expected_ids_including_stop"]));
+    assert_eq!(text(&rows, "finish_reason", 0), "stop");
+    assert_eq!(text(&rows, "stop_reason", 0), stop["stop_token_id"].to_string());
+}
+
+#[test]
+fn batch_limits_threads_and_cache_change_no_byte() {
+    let bench = Bench::new(
+        &chat_rows(40),
+        &chat_job(
+            "[sampling]\nmax_tokens = 24\ntemperature = 0.9\nn = 2\n[output]\npath = 'out'\nrows_per_part = 7\ninclude = ['token_ids', 'logprobs']\n",
+        ),
+    );
+    let mut expected = None;
+    for (index, set) in [
+        &["batch.max_sequences=1", "devices.threads=1"][..],
+        &["batch.max_sequences=64"],
+        &["batch.max_sequences=5", "batch.max_step_tokens=9", "devices.threads=2"],
+        &["batch.cache=60000", "batch.window_rows=3"],
+    ]
+    .iter()
+    .enumerate()
+    {
+        let output = format!("out{index}");
+        let place = bench.path(&output).display().to_string();
+        let mut arguments = vec!["--output", &place];
+        set.iter().for_each(|set| arguments.extend(["--set", set]));
+        let run = bench.run(&arguments);
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+        let found = bench.checksums(&output);
+        assert_eq!(found.len(), 6);
+        assert_eq!(&found, expected.get_or_insert(found.clone()), "{set:?}");
+    }
+}
+
+#[test]
+fn bad_rows_cost_one_row_each() {
+    let rows = [
+        r#"{"id": 1, "messages": [{"role": "user", "content": "fine"}]}"#,
+        r#"{"id": 2, "messages": "#,
+        r#"{"id": 3, "messages": []}"#,
+        r#"{"id": 4, "messages": [{"role": "robot", "content": "x"}]}"#,
+        r#"{"id": 5}"#,
+        r#"{"id": 6, "messages": [{"role": "user", "content": "fine too"}], "top_p": 7}"#,
+        r#"{"id": 7, "conversations": 1, "messages": [{"from": "human", "value": "ShareGPT"}]}"#,
+    ];
+    let bench = Bench::new(
+        &rows.join("\n"),
+        &chat_job(
+            "[sampling]\nmax_tokens = 4\ntop_p = { column = 'top_p', default = 1.0 }\n[output]\npath = 'out'\n",
+        ),
+    );
+    let run = bench.run(&["--json"]);
+    assert_eq!(run.status.code(), Some(3), "{}", String::from_utf8_lossy(&run.stderr));
+    let report: Value = serde_json::from_slice(&run.stdout).unwrap();
+    assert_eq!((&report["rows"]["ok"], &report["rows"]["failed"]), (&json!(2), &json!(5)));
+    let rows = bench.rows("out");
+    let codes: Vec<&str> = (0..7).map(|row| text(&rows, "error_code", row)).collect();
+    assert_eq!(
+        codes,
+        [
+            "",
+            "malformed_json",
+            "empty_messages",
+            "unknown_role",
+            "missing_column",
+            "invalid_sampling",
+            ""
+        ]
+    );
+    assert!(
+        text(&rows, "error_message", 4).contains("`rows.jsonl` line 5 (row 4)"),
+        "{}",
+        text(&rows, "error_message", 4)
+    );
+    assert_eq!(
+        rows.column_by_name("row_index").unwrap().as_primitive::<Int64Type>().values(),
+        &[0, 1, 2, 3, 4, 5, 6]
+    );
+    // A finished job says so again, with the same exit code.
+    assert_eq!(bench.run(&[]).status.code(), Some(3));
+}
+
+#[test]
+fn a_killed_run_continues_and_ends_with_the_same_bytes() {
+    let job = chat_job("[sampling]\nmax_tokens = 64\n[output]\npath = 'out'\nrows_per_part = 20\n");
+    let bench = Bench::new(&chat_rows(400), &job);
+    let whole = bench.path("whole").display().to_string();
+    assert!(bench.run(&["--output", &whole]).status.success());
+    let mut kills = 0;
+    for pause in (0..40).map(|i| Duration::from_millis(20 + 11 * (i % 9))) {
+        let mut child = bench
+            .command(&["--quiet", "--set", "batch.max_sequences=8", "--set", "devices.threads=1"])
+            .spawn()
+            .unwrap();
+        std::thread::sleep(pause);
+        // SIGKILL: the process has no say.
+        child.kill().unwrap();
+        if child.wait().unwrap().success() {
+            break;
+        }
+        kills += 1;
+    }
+    assert!(kills > 0, "no run was killed");
+    let last = bench.run(&[]);
+    assert!(last.status.success(), "{}", String::from_utf8_lossy(&last.stderr));
+    assert_eq!(bench.checksums("out"), bench.checksums("whole"));
+}
+
+#[test]
+fn another_job_is_refused_with_what_differs() {
+    let job = |tokens: u32| {
+        chat_job(&format!("[sampling]\nmax_tokens = {tokens}\n[output]\npath = 'out'\n"))
+    };
+    let bench = Bench::new(&chat_rows(3), &job(4));
+    assert!(bench.run(&[]).status.success());
+    bench.write_job(&job(5));
+    let run = bench.run(&[]);
+    let words = String::from_utf8_lossy(&run.stderr);
+    assert_eq!(run.status.code(), Some(1), "{words}");
+    assert!(words.contains("max_tokens") && words.contains("hint:"), "{words}");
+}
+
+#[test]
+fn job_errors_say_what_where_and_how_to_mend_it() {
+    let bench = Bench::new(&chat_rows(1), "");
+    let good = chat_job("[output]\npath = 'out'\n");
+    for (job, code, words) in [
+        (good.replace("rows.jsonl", "none.jsonl"), 1, "no object matches `none.jsonl`"),
+        (good.replace("'messages'", "'mesages'"), 1, "did you mean `messages`?"),
+        (good.replace(&tiny(), "nowhere"), 1, "config.json"),
+        (good.replace("paths", "pahts"), 2, "did you mean `paths`?"),
+        (good + "[devices]\nkind = 'cuda'\n", 2, "CPU"),
+    ] {
+        bench.write_job(&job);
+        let run = bench.run(&[]);
+        let found = String::from_utf8_lossy(&run.stderr).into_owned();
+        assert_eq!(run.status.code(), Some(code), "{found}");
+        assert!(found.contains(words) && found.contains("hint:"), "{found}");
+    }
+}

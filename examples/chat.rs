@@ -2,6 +2,8 @@
 //!
 //! `cargo run --release --example chat -- "What do bees make?"`
 
+#![allow(clippy::print_stdout, reason = "an example talks to its user")]
+
 use std::error::Error;
 use std::path::Path;
 

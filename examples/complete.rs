@@ -2,6 +2,8 @@
 //!
 //! `cargo run --release --example complete -- "Once upon a time"`
 
+#![allow(clippy::print_stdout, reason = "an example talks to its user")]
+
 use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;

@@ -1,8 +1,10 @@
 //! Behaviour of nightshift from outside, one module for each subject.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod checkpoint;
 mod goldens;
 mod job;
+mod oracle;
 mod output;
 mod published;
 mod text;

@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
-use nightshift::prompt::TextModel;
-use nightshift::row::Message;
+use nightshift::prompt::{Encoder, Limits, PromptSpec, TextModel, TooLong};
+use nightshift::row::{
+    FailureCode, Message, PartitionId, PromptRequest, PromptRow, PromptSource, RowRef,
+};
+use nightshift::sampling::Sampling;
 use serde_json::Value;
 
 use crate::goldens::{fixture, ids};
@@ -68,4 +71,98 @@ fn text_is_released_id_by_id_as_the_reference_does() {
             assert_eq!(whole, case["full_decode"].as_str().unwrap());
         }
     });
+}
+
+fn encoder(spec: PromptSpec, context: u32) -> Encoder {
+    let text = Arc::new(TextModel::load(&fixture("a_v2like")).unwrap());
+    Encoder::new(text, spec, Limits { vocabulary: 512, context }).unwrap()
+}
+
+fn row(source: PromptSource) -> PromptRow {
+    PromptRow {
+        row: RowRef { partition: PartitionId(0), offset: 0 },
+        row_index: 3,
+        id: "3".into(),
+        place: "`a.jsonl` line 4 (row 3)".into(),
+        request: Ok(PromptRequest { source, sampling: Sampling::default() }),
+    }
+}
+
+fn tokens(encoder: &Encoder, source: PromptSource) -> Result<Vec<u32>, FailureCode> {
+    encoder.encode("a.jsonl", row(source)).prompt.map(|prompt| prompt.tokens.to_vec()).map_err(
+        |failure| {
+            assert!(
+                failure.message.starts_with("`a.jsonl` line 4 (row 3): "),
+                "{}",
+                failure.message
+            );
+            failure.code
+        },
+    )
+}
+
+#[test]
+fn prompts_that_are_too_long_fail_or_lose_one_end() {
+    let ids = PromptSource::TokenIds(vec![480, 1, 2, 3, 4, 5]);
+    for (too_long, expected) in [
+        (TooLong::Fail, Err(FailureCode::PromptTooLong)),
+        (TooLong::TruncateLeft, Ok(vec![480, 4, 5])),
+        (TooLong::TruncateRight, Ok(vec![480, 1, 2])),
+    ] {
+        let encoder = encoder(PromptSpec { too_long, ..PromptSpec::default() }, 4);
+        assert_eq!(tokens(&encoder, ids.clone()), expected, "{too_long:?}");
+    }
+}
+
+#[test]
+fn a_template_sees_all_columns_and_its_failure_costs_one_row() {
+    let columns = |value: Value| PromptSource::Columns(value.as_object().unwrap().clone());
+    let plain = encoder(
+        PromptSpec { template: Some("Q: {{ q.strip() }}".into()), ..PromptSpec::default() },
+        100,
+    );
+    let text = TextModel::load(&fixture("a_v2like")).unwrap();
+    let found = tokens(&plain, columns(serde_json::json!({ "q": " why " })));
+    assert_eq!(found, Ok(text.encode_completion("Q: why").unwrap()));
+    assert_eq!(
+        tokens(&plain, columns(serde_json::json!({ "p": 1 }))),
+        Err(FailureCode::TemplateFailed)
+    );
+    let empty =
+        encoder(PromptSpec { template: Some("{{ q }}".into()), ..PromptSpec::default() }, 100);
+    assert_eq!(
+        tokens(&empty, columns(serde_json::json!({ "q": "" }))),
+        Err(FailureCode::EmptyPrompt)
+    );
+    let chat = PromptSpec {
+        template: Some("{{ q }}".into()),
+        system: Some("S".into()),
+        ..PromptSpec::default()
+    };
+    let found = tokens(&encoder(chat, 100), columns(serde_json::json!({ "q": "why" })));
+    assert_eq!(
+        found,
+        Ok(text.encode("<｜begin▁of▁sentence｜>S\n\nUser: why\n\nAssistant:").unwrap())
+    );
+    let endless = encoder(
+        PromptSpec {
+            template: Some(
+                "{% for i in range(99999) %}{% for j in range(99999) %}x{% endfor %}{% endfor %}"
+                    .into(),
+            ),
+            ..PromptSpec::default()
+        },
+        100,
+    );
+    assert_eq!(tokens(&endless, columns(serde_json::json!({}))), Err(FailureCode::TemplateFailed));
+}
+
+#[test]
+fn ids_outside_of_the_vocabulary_are_refused() {
+    let encoder = encoder(PromptSpec::default(), 100);
+    assert_eq!(tokens(&encoder, PromptSource::TokenIds(vec![511])), Ok(vec![511]));
+    assert_eq!(
+        tokens(&encoder, PromptSource::TokenIds(vec![512])),
+        Err(FailureCode::InvalidTokenId)
+    );
 }

@@ -40,8 +40,7 @@ pub(super) fn discover(storage: &Storage, spec: &InputSpec) -> Result<Vec<Found>
             return Err(InputError::NoMatch { pattern: pattern.clone() });
         }
         for (name, entry, format) in matches {
-            let place = entry.location.to_string();
-            found.entry(place).or_insert(Found { name, entry, format });
+            found.entry(entry.location.url()).or_insert(Found { name, entry, format });
         }
     }
     let mut found: Vec<Found> = found.into_values().collect();
@@ -108,8 +107,9 @@ fn below(
     folder: &str,
 ) -> Result<Vec<(String, Entry)>, InputError> {
     let location = storage.locate(folder, &spec.base)?;
-    let prefix = location.to_string();
-    let prefix = prefix.trim_end_matches('/');
+    let shown = location.to_string();
+    // Places below the current folder are shown without it.
+    let prefix = if shown == "." { "" } else { shown.trim_end_matches('/') };
     let relative = |entry: &Entry| {
         let place = entry.location.to_string();
         place.strip_prefix(prefix).map(|rest| rest.trim_start_matches('/').to_owned())

@@ -275,6 +275,26 @@ fn a_killed_run_continues_and_ends_with_the_same_bytes() {
     assert_eq!(bench.checksums("out"), bench.checksums("whole"));
 }
 
+#[cfg(unix)]
+#[test]
+fn a_signal_ends_a_run_politely_and_the_next_one_continues() {
+    let job = chat_job(
+        "[sampling]\nmax_tokens = 512\nignore_eos = true\n[output]\npath = 'out'\nrows_per_part = 4\n",
+    );
+    let bench = Bench::new(&chat_rows(400), &job);
+    let child =
+        bench.command(&["--set", "devices.threads=1"]).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(700));
+    assert!(
+        Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success()
+    );
+    let ended = child.wait_with_output().unwrap();
+    let words = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(130), "{words}");
+    assert!(words.contains("run the same command to continue"), "{words}");
+    assert!(bench.parts("out").len() < 100, "the run was over before the signal");
+}
+
 #[test]
 fn another_job_is_refused_with_what_differs() {
     let job = |tokens: u32| {

@@ -3,6 +3,7 @@
 
 mod checkpoint;
 mod goldens;
+mod input;
 mod job;
 mod oracle;
 mod output;

@@ -14,6 +14,7 @@ mod matmul;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod norm;
+mod online_softmax;
 mod portable;
 mod rope;
 mod router;

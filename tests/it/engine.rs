@@ -1,0 +1,230 @@
+//! The engine's promise: no limit, neighbour, order or thread changes a bit of a completion.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use nightshift::engine::{Engine, EngineSpec, EngineStats, Logprobs};
+use nightshift::model::Model;
+use nightshift::ops::Held;
+use nightshift::prompt::TextModel;
+use nightshift::row::{DrawKey, FailureCode, Generation, PartitionId, Prompt, RowRef, StopReason};
+use nightshift::sampling::Sampling;
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use crate::goldens::fixture;
+
+const PLENTY: EngineSpec = EngineSpec {
+    threads: 1,
+    max_sequences: 16,
+    max_step_tokens: 2048,
+    cache_bytes: 8 << 20,
+    logprobs: Logprobs { chosen: true, top: 2 },
+};
+
+fn engine(folder: &Path, held: Held, spec: EngineSpec) -> Engine {
+    let text = Arc::new(TextModel::load(folder).unwrap());
+    Engine::new(Model::load(folder, held, &|_, _| {}).unwrap(), text, spec).unwrap()
+}
+
+fn prompt(index: u32, tokens: Vec<u32>, sampling: Sampling) -> Prompt {
+    let row = RowRef { partition: PartitionId(0), offset: index };
+    Prompt {
+        row,
+        draw_key: DrawKey(u64::from(index)),
+        tokens: tokens.into(),
+        sampling: Arc::new(sampling),
+    }
+}
+
+type Samples = BTreeMap<(u32, u32), Generation>;
+
+fn generate(
+    mut engine: Engine,
+    prompts: impl IntoIterator<Item = Prompt>,
+) -> (Samples, EngineStats) {
+    prompts.into_iter().for_each(|prompt| engine.submit(prompt, Instant::now()));
+    let mut samples = Samples::new();
+    while !engine.is_idle() {
+        for sample in engine.step().unwrap() {
+            let key = (sample.row.offset, sample.sample_index);
+            assert!(samples.insert(key, sample).is_none(), "{key:?} ended twice");
+        }
+        assert!(engine.stats().steps < 20_000, "the engine does not come to an end");
+    }
+    (samples, engine.stats())
+}
+
+/// Prompts of many lengths, some with a shared beginning, greedy and sampled, with penalties and stops.
+fn mixed_prompts() -> Vec<Prompt> {
+    let header: Vec<u32> = (0..40).map(|i| 100 + i * 7 % 300).collect();
+    let tail = |i: u32, n: u32| (0..n).map(move |k| (i * 53 + k * 29) % 470);
+    let plain = Sampling { max_tokens: 36, ignore_eos: true, ..Sampling::default() };
+    let warm = Sampling { temperature: 0.8, n: 3, top_p: 0.9, seed: 5, ..plain.clone() };
+    let fussy = Sampling {
+        repetition_penalty: 1.2,
+        frequency_penalty: 0.3,
+        stop: vec!["e".into()],
+        ..plain.clone()
+    };
+    let kinds = [plain, warm, fussy];
+    let tokens = |i: u32| match i % 3 {
+        0 => [header.clone(), tail(i, i).collect()].concat(),
+        1 => tail(i, 1 + i * 7).collect(),
+        _ => [header.clone(), tail(1, 3).collect()].concat(),
+    };
+    (0..10).map(|i| prompt(i, tokens(i), kinds[i as usize / 2 % 3].clone())).collect()
+}
+
+/// Everything of a completion that must not change, log-probabilities as bits.
+fn fixed(samples: &Samples) -> Vec<(Vec<u32>, Vec<u32>, StopReason)> {
+    let bits = |x: &f32| x.to_bits();
+    let fixed = |sample: &Generation| {
+        let generated = sample.result.as_ref().unwrap();
+        (
+            generated.token_ids.clone(),
+            generated.logprobs.iter().map(bits).collect(),
+            generated.stop.clone(),
+        )
+    };
+    samples.values().map(fixed).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn any_schedule_gives_the_same_bits(
+        max_sequences in 1usize..16,
+        max_step_tokens in 1usize..200,
+        blocks in 9u64..60,
+        threads in 1usize..3,
+        rotation in 0usize..10,
+        kind in 0usize..4,
+    ) {
+        let folder = fixture(["a_v2like", "b_litelike"][kind % 2]);
+        let held = [Held::F32, Held::Bf16][kind / 2];
+        // 3 layers, 16 tokens a block, 48 elements a row.
+        let cache_bytes = blocks * 3 * 16 * 48 * 4;
+        let spec = EngineSpec { max_sequences, max_step_tokens, cache_bytes, threads, ..PLENTY };
+        let mut prompts = mixed_prompts();
+        let (expected, _) = generate(engine(&folder, held, PLENTY), prompts.clone());
+        prompts.rotate_left(rotation);
+        let (found, _) = generate(engine(&folder, held, spec), prompts);
+        prop_assert_eq!(fixed(&found), fixed(&expected));
+    }
+}
+
+#[test]
+fn a_full_cache_preempts_and_changes_nothing() {
+    let folder = fixture("a_v2like");
+    let sampling =
+        Sampling { max_tokens: 90, ignore_eos: true, temperature: 0.5, ..Sampling::default() };
+    let prompts = || (0..6).map(|i| prompt(i, vec![i + 7; 20], sampling.clone()));
+    let (expected, _) = generate(engine(&folder, Held::F32, PLENTY), prompts());
+    let spec = EngineSpec { cache_bytes: 12 * 3 * 16 * 48 * 4, ..PLENTY };
+    let (found, stats) = generate(engine(&folder, Held::F32, spec), prompts());
+    assert!(stats.preemptions > 0, "{stats:?}");
+    assert_eq!(fixed(&found), fixed(&expected));
+}
+
+#[test]
+fn samples_of_one_prompt_share_its_cache() {
+    let sampling = Sampling { n: 4, temperature: 1.0, max_tokens: 4, ..Sampling::default() };
+    let tokens: Vec<u32> = (0..100).map(|i| i * 3 % 400).collect();
+    let (samples, stats) =
+        generate(engine(&fixture("b_litelike"), Held::F32, PLENTY), [prompt(0, tokens, sampling)]);
+    let cached: u32 = samples.values().map(|sample| sample.cached_tokens).sum();
+    assert_eq!(cached, 3 * 96);
+    assert_eq!(stats.prefilled_tokens, 100 + 3 * 4);
+}
+
+#[test]
+fn a_sequence_that_cannot_fit_alone_fails_and_the_others_do_not() {
+    let spec = EngineSpec { cache_bytes: 4 * 3 * 16 * 48 * 4, ..PLENTY };
+    let sampling = |max_tokens| Sampling { max_tokens, ignore_eos: true, ..Sampling::default() };
+    let prompts = [
+        prompt(0, vec![1; 64], sampling(2)),
+        prompt(1, vec![2; 50], sampling(100)),
+        prompt(2, vec![3; 30], sampling(5)),
+    ];
+    let (samples, _) = generate(engine(&fixture("a_v2like"), Held::F32, spec), prompts);
+    let code = |row| samples[&(row, 0)].result.as_ref().err().map(|failure| failure.code);
+    assert_eq!(
+        (code(0), code(1), code(2)),
+        (Some(FailureCode::PromptTooLong), Some(FailureCode::PromptTooLong), None)
+    );
+}
+
+/// A copy of a fixture with an edited config.
+fn edited(name: &str, key: &str, value: serde_json::Value) -> TempDir {
+    let folder = TempDir::new().unwrap();
+    for entry in std::fs::read_dir(fixture(name)).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let path = folder.path().join("config.json");
+    let mut config: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    config[key] = value;
+    std::fs::write(path, config.to_string()).unwrap();
+    folder
+}
+
+#[test]
+fn sequences_end_for_the_reason_they_say() {
+    let folder = edited("a_v2like", "max_position_embeddings", 40.into());
+    let text = TextModel::load(folder.path()).unwrap();
+    let ended = |change: &dyn Fn(&mut Sampling), tokens: usize| {
+        let mut sampling = Sampling { max_tokens: 30, ignore_eos: true, ..Sampling::default() };
+        change(&mut sampling);
+        let spec = EngineSpec { logprobs: Logprobs::default(), ..PLENTY };
+        let prompts = [prompt(0, (0..tokens as u32).collect(), sampling)];
+        let (mut samples, _) = generate(engine(folder.path(), Held::F32, spec), prompts);
+        samples.remove(&(0, 0)).unwrap().result.unwrap()
+    };
+    let free = ended(&|_| {}, 5);
+    assert_eq!((free.stop.clone(), free.token_ids.len()), (StopReason::MaxTokens, 30));
+    assert_eq!(ended(&|_| {}, 30).stop, StopReason::Context);
+    assert_eq!(ended(&|_| {}, 30).token_ids.len(), 10);
+    let third = free.token_ids[2];
+    let stopped = ended(&|s| s.stop_token_ids = vec![third], 5);
+    assert_eq!((stopped.stop, stopped.token_ids.len()), (StopReason::StopToken(third), 3));
+    let later = ended(&|s| (s.stop_token_ids, s.min_tokens) = (vec![third], 6), 5);
+    assert!(later.token_ids.len() >= 6 && !later.token_ids[..5].contains(&third));
+    // A stop string over the border of two tokens ends at the second and is cut.
+    let whole = text.decode(&free.token_ids, true);
+    let cut = whole
+        .char_indices()
+        .map(|(at, _)| at)
+        .find(|&at| at >= text.decode(&free.token_ids[..6], true).len())
+        .unwrap();
+    let (from, to) = (whole.floor_char_boundary(cut - 1), whole.ceil_char_boundary(cut + 1));
+    let stop = whole[from..to].to_owned();
+    let stopped = ended(&|s| s.stop = vec![stop.clone()], 5);
+    let StopReason::StopString { stop: met, text_end } = stopped.stop else {
+        panic!("{:?}", stopped.stop)
+    };
+    assert_eq!((met, Some(text_end)), (stop.clone(), whole.find(&stop)));
+    assert!(stopped.token_ids.len() < 30);
+}
+
+#[test]
+fn logits_that_are_not_numbers_fail_their_rows() {
+    let folder = edited("b_litelike", "use_cache", true.into());
+    let path = folder.path().join("model.safetensors");
+    let mut tensors = candle_core::safetensors::load(&path, &candle_core::Device::Cpu).unwrap();
+    let norm = tensors.get_mut("model.norm.weight").unwrap();
+    *norm = norm.affine(f64::NAN, 0.0).unwrap();
+    candle_core::safetensors::save(&tensors, path).unwrap();
+    let prompts = (0..3).map(|i| prompt(i, vec![i + 1; 4], Sampling::default()));
+    let (samples, _) = generate(engine(folder.path(), Held::F32, PLENTY), prompts);
+    assert_eq!(samples.len(), 3);
+    assert!(
+        samples
+            .values()
+            .all(|s| s.result.as_ref().is_err_and(|failure| failure.code == FailureCode::Numerics))
+    );
+}

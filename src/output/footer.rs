@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader};
 
-use super::{OutputError, part};
+use super::{OutputError, metadata};
 use crate::storage::{Location, Storage};
 
 /// Size of the smallest file that can be Parquet: two magic words and the footer's length.
@@ -42,7 +42,7 @@ pub(super) fn read_facts(
         .flatten()
         .map(|pair| (pair.key.as_str(), pair.value.as_deref().unwrap_or_default()))
         .collect();
-    if !pairs.contains_key(part::JOB_FINGERPRINT) {
+    if !pairs.contains_key(metadata::JOB_FINGERPRINT) {
         return Ok(None);
     }
     let samples = u64::try_from(metadata.file_metadata().num_rows()).unwrap_or_default();
@@ -56,13 +56,13 @@ fn facts(pairs: &HashMap<&str, &str>, samples: u64) -> Option<PartFacts> {
     let text = |key| pairs.get(key).copied();
     let number = |key| text(key)?.parse().ok();
     Some(PartFacts {
-        job_fingerprint: text(part::JOB_FINGERPRINT)?.to_owned(),
-        object: text(part::OBJECT)?.to_owned(),
-        first_row: number(part::FIRST_ROW)?,
-        rows: number(part::ROWS)?,
-        ok_rows: number(part::OK_ROWS)?,
-        failed_rows: number(part::FAILED_ROWS)?,
-        failures: serde_json::from_str(text(part::FAILURES)?).ok()?,
+        job_fingerprint: text(metadata::JOB_FINGERPRINT)?.to_owned(),
+        object: text(metadata::OBJECT)?.to_owned(),
+        first_row: number(metadata::FIRST_ROW)?,
+        rows: number(metadata::ROWS)?,
+        ok_rows: number(metadata::OK_ROWS)?,
+        failed_rows: number(metadata::FAILED_ROWS)?,
+        failures: serde_json::from_str(text(metadata::FAILURES)?).ok()?,
         samples,
     })
 }

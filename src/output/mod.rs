@@ -8,6 +8,7 @@ mod columns;
 mod error;
 mod folder;
 mod footer;
+mod metadata;
 mod part;
 mod record;
 mod schema;

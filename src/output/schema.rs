@@ -11,7 +11,7 @@ use parquet::errors::ParquetError;
 use serde_json::{Value, json};
 
 use super::columns::{COLUMNS, Column, Kind};
-use super::part::METADATA;
+use super::metadata::METADATA;
 use super::{Include, OutputError, checksum};
 use crate::row::FailureCode;
 

@@ -55,13 +55,15 @@ struct View {
     running: u64,
     prompt_rate: f64,
     completion_rate: f64,
+    /// Tokens that are still to be prefilled or generated, as expected now.
+    tokens_left: f64,
     eta: Option<Duration>,
 }
 
 impl View {
     fn of(progress: &Progress, generating: Duration) -> Self {
         let get = |counter: &AtomicU64| counter.load(Relaxed);
-        let seconds = generating.as_secs_f64().max(1e-3);
+        let seconds = generating.max(FRAME).as_secs_f64();
         let (prompt, completion) = (get(&progress.prompt_tokens), get(&progress.completion_tokens));
         let rate = (prompt + completion) as f64 / seconds;
         // Rows that were not read yet are taken to be like those that were.
@@ -76,14 +78,20 @@ impl View {
             running: get(&progress.running),
             prompt_rate: prompt as f64 / seconds,
             completion_rate: completion as f64 / seconds,
+            tokens_left: left + unread,
             eta: (rate > 0.0).then(|| Duration::from_secs_f64(((left + unread) / rate).min(1e9))),
         }
     }
 
     fn tokens(&self) -> String {
-        let eta = self.eta.map_or_else(String::new, |eta| {
-            format!(", about {} left", indicatif::HumanDuration(eta))
-        });
+        let left = |eta| {
+            format!(
+                ", about {:.0} tokens left: {}",
+                self.tokens_left,
+                indicatif::HumanDuration(eta)
+            )
+        };
+        let eta = self.eta.map_or_else(String::new, left);
         let View { prompt_rate, completion_rate, running, .. } = self;
         format!(
             "{prompt_rate:.0} tokens/s in, {completion_rate:.0} tokens/s out, {running} running{eta}"

@@ -1,0 +1,113 @@
+//! Addition and subtraction of up to three-digit numbers; comparing and sorting short lists.
+
+use crate::Task;
+use crate::random::Random;
+
+pub(crate) fn arithmetic(random: &mut Random) -> Task {
+    let (a, b) = (random.number(), random.number());
+    if random.chance(50) { sum(a, b, random) } else { difference(a, b, random) }
+}
+
+fn sum(a: usize, b: usize, random: &mut Random) -> Task {
+    let question = match random.below(5) {
+        0 => format!("What is {a} + {b}?"),
+        1 => format!("What is {a} plus {b}?"),
+        2 => format!("Add {a} and {b}."),
+        3 => format!("Calculate {a} + {b}."),
+        _ => format!("What is the sum of {a} and {b}?"),
+    };
+    let result = a + b;
+    Task {
+        question,
+        answer: format!("{a} + {b} = {result}"),
+        reference: result.to_string(),
+        key: format!("{} + {}", a.min(b), a.max(b)),
+    }
+}
+
+fn difference(a: usize, b: usize, random: &mut Random) -> Task {
+    // One in eight may fall below zero.
+    let (a, b) = if random.chance(88) { (a.max(b), a.min(b)) } else { (a, b) };
+    let question = match random.below(5) {
+        0 => format!("What is {a} - {b}?"),
+        1 => format!("What is {a} minus {b}?"),
+        2 => format!("Subtract {b} from {a}."),
+        3 => format!("Calculate {a} - {b}."),
+        _ => format!("How much is {a} less {b}?"),
+    };
+    let result = a as i64 - b as i64;
+    Task {
+        question,
+        answer: format!("{a} - {b} = {result}"),
+        reference: result.to_string(),
+        key: format!("{a} - {b}"),
+    }
+}
+
+pub(crate) fn order(random: &mut Random) -> Task {
+    if random.chance(35) { compare(random) } else { sort(random) }
+}
+
+/// `count` numbers that all differ; like ones come often, since they are the hard ones.
+fn distinct(count: usize, random: &mut Random) -> Vec<usize> {
+    let mut numbers: Vec<usize> = Vec::with_capacity(count);
+    while numbers.len() < count {
+        let number = match numbers.last() {
+            Some(&last) if random.chance(30) => (last + random.between(1, 20)).min(999),
+            _ => random.number(),
+        };
+        if !numbers.contains(&number) {
+            numbers.push(number);
+        }
+    }
+    random.shuffle(&mut numbers);
+    numbers
+}
+
+fn compare(random: &mut Random) -> Task {
+    let count = random.between(2, 5);
+    let numbers = distinct(count, random);
+    let larger = random.chance(50);
+    let best = if larger { numbers.iter().max() } else { numbers.iter().min() };
+    let best = best.expect("at least two numbers").to_string();
+    let question = if let [a, b] = numbers[..] {
+        let word = if larger { "larger" } else { "smaller" };
+        format!("Which is {word}, {a} or {b}?")
+    } else {
+        let word = if larger { "largest" } else { "smallest" };
+        format!("Which is the {word} of {}?", listed(&numbers))
+    };
+    Task { question, answer: best.clone(), reference: best, key: key("best", &numbers, larger) }
+}
+
+fn sort(random: &mut Random) -> Task {
+    let count = random.between(3, 6);
+    let numbers = distinct(count, random);
+    let descending = random.chance(35);
+    let mut sorted = numbers.clone();
+    sorted.sort_unstable_by(|a, b| if descending { b.cmp(a) } else { a.cmp(b) });
+    let question = match (descending, random.below(3)) {
+        (true, _) => format!("Sort {} from largest to smallest.", listed(&numbers)),
+        (false, 0) => format!("Sort {}.", listed(&numbers)),
+        (false, 1) => format!("Sort {} from smallest to largest.", listed(&numbers)),
+        (false, _) => format!("Put {} in order.", listed(&numbers)),
+    };
+    let answer = joined(&sorted);
+    Task { question, answer: answer.clone(), reference: answer, key: key("sort", &numbers, descending) }
+}
+
+fn key(kind: &str, numbers: &[usize], down: bool) -> String {
+    let mut sorted = numbers.to_vec();
+    sorted.sort_unstable();
+    format!("{kind} {down} {}", joined(&sorted))
+}
+
+fn joined(numbers: &[usize]) -> String {
+    numbers.iter().map(usize::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// "9, 4 and 7"
+fn listed(numbers: &[usize]) -> String {
+    let (last, rest) = numbers.split_last().expect("a list has numbers");
+    format!("{} and {last}", joined(rest))
+}

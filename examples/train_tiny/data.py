@@ -1,0 +1,82 @@
+"""Questions and answers from `make_tasks`, as token ids; and the tokenizer that is trained on them."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+ROOT = Path(__file__).resolve().parents[2]
+# DeepSeek's pre-tokenizer, decoder and chat template, which the fixtures carry.
+TEMPLATE = ROOT / "tests/goldens/a_v2like"
+MAKE_TASKS = ROOT / "target/release/examples/make_tasks"
+BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
+
+
+def questions(split, seed, count, needle_tokens, family=None):
+    command = [MAKE_TASKS, "--split", split, "--seed", str(seed), "--count", str(count),
+               "--needle-tokens", str(needle_tokens)]
+    command += ["--family", family] if family else []
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def prompt(row):
+    """What the chat template makes of the conversation."""
+    return f"User: {row['messages'][0]['content']}\n\nAssistant:"
+
+
+def train_tokenizer(path, vocabulary):
+    """Byte-level BPE: `vocabulary` - 2 tokens, then the begin and end of a sentence."""
+    shape = json.loads((TEMPLATE / "tokenizer.json").read_text())
+    draft = Tokenizer(models.BPE())
+    draft.pre_tokenizer = Tokenizer.from_file(str(TEMPLATE / "tokenizer.json")).pre_tokenizer
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary - 2, show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    texts = [prompt(row) + " " + row["answer"] for row in questions("train", 0, 60_000, 256)]
+    draft.train_from_iterator(texts, trainer)
+    learned = json.loads(draft.to_str())["model"]
+    shape["model"]["vocab"], shape["model"]["merges"] = learned["vocab"], learned["merges"]
+    assert len(learned["vocab"]) == vocabulary - 2
+    for token, content, number in zip(shape["added_tokens"], (BOS, EOS), (vocabulary - 2, vocabulary - 1)):
+        assert token["content"] == content
+        token["id"] = number
+    path.write_text(json.dumps(shape, ensure_ascii=False, indent=1))
+
+
+class Encoder:
+    def __init__(self, path):
+        self.tokenizer = Tokenizer.from_file(str(path))
+        self.bos, self.eos = self.tokenizer.token_to_id(BOS), self.tokenizer.token_to_id(EOS)
+
+    def pairs(self, rows):
+        """(tokens, where the answer begins) of each row."""
+        prompts = self.tokenizer.encode_batch([prompt(row) for row in rows], add_special_tokens=False)
+        answers = self.tokenizer.encode_batch([" " + row["answer"] for row in rows], add_special_tokens=False)
+        return [([self.bos, *p.ids, *a.ids, self.eos], len(p.ids) + 1) for p, a in zip(prompts, answers)]
+
+
+def batches(pairs, tokens, generator):
+    """Rows of like length together, about `tokens` tokens a batch; the batches in random order."""
+    pairs = sorted(pairs, key=lambda pair: len(pair[0]))
+    groups, group = [], []
+    for pair in pairs:
+        if group and (len(group) + 1) * len(pair[0]) > tokens:
+            groups.append(group)
+            group = []
+        group.append(pair)
+    groups.append(group)
+    order = torch.randperm(len(groups), generator=generator).tolist()
+    return [padded(groups[index]) for index in order]
+
+
+def padded(group):
+    """Inputs, next tokens, and which of these belong to answers."""
+    longest = max(len(tokens) for tokens, _ in group) - 1
+    inputs = torch.zeros(len(group), longest, dtype=torch.long)
+    targets = torch.full((len(group), longest), -1)
+    for row, (tokens, start) in enumerate(group):
+        inputs[row, : len(tokens) - 1] = torch.tensor(tokens[:-1])
+        targets[row, start - 1 : len(tokens) - 1] = torch.tensor(tokens[start:])
+    return inputs, targets, targets >= 0

@@ -25,7 +25,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         max_sequences: 8,
         max_step_tokens: 512,
         cache_bytes: 16 << 20,
+        share_prefixes: true,
         logprobs: Logprobs::default(),
+        routed_experts: false,
     };
     let mut engine = Engine::new(model, text.clone(), spec)?;
     let prompt = std::env::args().nth(1).unwrap_or_else(|| "Once upon a time".into());

@@ -94,6 +94,8 @@ pub struct Generation {
     pub prompt_tokens: u32,
     /// Prompt tokens whose latents were already in the cache.
     pub cached_tokens: u32,
+    /// Whether another row's answer was taken: an identical greedy request was computed once.
+    pub reused: bool,
     /// The tokens, or why there are none.
     pub result: Result<Generated, RowFailure>,
     /// When things happened.
@@ -110,6 +112,9 @@ pub struct Generated {
     pub logprobs: Vec<f32>,
     /// The most probable ids of each position, best first; empty unless asked for.
     pub top_logprobs: Vec<Vec<TokenLogprob>>,
+    /// For each id the routed experts of the position that chose it: those of each mixture layer, one
+    /// layer after the other, ascending; empty unless asked for.
+    pub routed_experts: Vec<Vec<u16>>,
     /// Why it ended.
     pub stop: StopReason,
 }
@@ -128,11 +133,12 @@ pub struct TokenLogprob {
 pub enum StopReason {
     /// The model's end-of-sequence token.
     Eos,
-    /// One of the sampling's stop strings; the completion's text ends at byte `text_end`.
+    /// One of the sampling's stop strings; the completion's text ends at byte `text_end`, before the
+    /// string or, if asked, behind it.
     StopString {
         /// The string that was met.
         stop: String,
-        /// Bytes of text before it.
+        /// Bytes of text that are the completion's.
         text_end: usize,
     },
     /// One of the sampling's stop token ids.
@@ -142,18 +148,21 @@ pub enum StopReason {
     MaxTokens,
     /// The model's context is full.
     Context,
+    /// The constraint is met and allows no further token.
+    Constraint,
 }
 
 impl StopReason {
     /// The `finish_reason` column: `stop` or `length`.
     pub fn finish_reason(&self) -> &'static str {
         match self {
-            Self::Eos | Self::StopString { .. } | Self::StopToken(_) => "stop",
+            Self::Eos | Self::StopString { .. } | Self::StopToken(_) | Self::Constraint => "stop",
             Self::MaxTokens | Self::Context => "length",
         }
     }
 
-    /// The `stop_reason` column: `eos`, the stop string, the stop token id, `max_tokens` or `context`.
+    /// The `stop_reason` column: `eos`, the stop string, the stop token id, `max_tokens`, `context` or
+    /// `constraint`.
     pub fn stop_reason(&self) -> String {
         match self {
             Self::Eos => "eos".into(),
@@ -161,6 +170,7 @@ impl StopReason {
             Self::StopToken(id) => id.to_string(),
             Self::MaxTokens => "max_tokens".into(),
             Self::Context => "context".into(),
+            Self::Constraint => "constraint".into(),
         }
     }
 }
@@ -255,6 +265,10 @@ failure_codes! {
     InvalidTokenId => "invalid_token_id",
     /// The prompt is longer than the model's context or the cache allows.
     PromptTooLong => "prompt_too_long",
+    /// The constraint cannot be used: no JSON Schema, no regular expression.
+    InvalidConstraint => "invalid_constraint",
+    /// The completion ended before it met its constraint, or nothing could meet it.
+    ConstraintUnmet => "constraint_unmet",
     /// The model's output for this row was not a number.
     Numerics => "numerics",
     /// The engine failed on this row.

@@ -1,9 +1,11 @@
 //! How tokens are chosen: the settings of one row, and the job's settings of which some are columns.
 
+use std::collections::BTreeMap;
+
 /// The sampling settings of one row.
 ///
 /// Probabilities are computed from the logits in this order: repetition, presence and frequency
-/// penalties, temperature, top-k, top-p, min-p.
+/// penalties, bias, constraint, temperature, top-k, top-p, min-p.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Sampling {
     /// Most tokens to generate, the stopping token included; at least 1.
@@ -22,14 +24,24 @@ pub struct Sampling {
     pub presence_penalty: f32,
     /// Subtracted from the logits of generated tokens, times their count; in [-2, 2].
     pub frequency_penalty: f32,
+    /// Added to the logits of these token ids; in [-100, 100].
+    pub logit_bias: BTreeMap<u32, f32>,
     /// Strings that end the completion; they are cut from its text.
     pub stop: Vec<String>,
+    /// Leaves the stop string in the text.
+    pub include_stop: bool,
     /// Token ids that end the completion.
     pub stop_token_ids: Vec<u32>,
     /// Goes on after the end-of-sequence token.
     pub ignore_eos: bool,
     /// No end-of-sequence and no stop before this many tokens.
     pub min_tokens: u32,
+    /// JSON Schema, as JSON text, that the completion must satisfy.
+    pub json_schema: Option<String>,
+    /// Regular expression that the whole completion must match.
+    pub regex: Option<String>,
+    /// Texts of which the completion must be one; none: anything.
+    pub choice: Vec<String>,
     /// Completions of each row; at least 1.
     pub n: u32,
     /// Seed of the random draws.
@@ -47,20 +59,50 @@ impl Default for Sampling {
             repetition_penalty: 1.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            logit_bias: BTreeMap::new(),
             stop: Vec::new(),
+            include_stop: false,
             stop_token_ids: Vec::new(),
             ignore_eos: false,
             min_tokens: 0,
+            json_schema: None,
+            regex: None,
+            choice: Vec::new(),
             n: 1,
             seed: 0,
         }
     }
 }
 
+/// What a completion must look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Constraint<'a> {
+    /// It satisfies this JSON Schema.
+    JsonSchema(&'a str),
+    /// The whole of it matches this regular expression.
+    Regex(&'a str),
+    /// It is one of these texts.
+    Choice(&'a [String]),
+}
+
 /// Most completions one row may ask for.
 pub const MAX_SAMPLES: u32 = 1024;
 
 impl Sampling {
+    /// What the completion must look like, if anything.
+    pub fn constraint(&self) -> Option<Constraint<'_>> {
+        let choice = Some(self.choice.as_slice()).filter(|texts| !texts.is_empty());
+        let schema = self.json_schema.as_deref().map(Constraint::JsonSchema);
+        schema.or(self.regex.as_deref().map(Constraint::Regex)).or(choice.map(Constraint::Choice))
+    }
+
+    /// Whether another row with these settings and the same prompt has the same completion, whatever
+    /// either row is: both are greedy, and differ at most in what only draws look at.
+    pub fn same_greedy(&self, other: &Self) -> bool {
+        let plain = |sampling: &Self| Self { seed: 0, n: 1, ..sampling.clone() };
+        self.temperature == 0.0 && plain(self) == plain(other)
+    }
+
     /// Every setting that is out of its range, as "`name` is …, expected …".
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
@@ -97,6 +139,22 @@ impl Sampling {
             "stop",
             &"an empty string",
             "non-empty strings",
+        );
+        let biased = self.logit_bias.iter().find(|(_, bias)| !finite(**bias, -100.0, 100.0));
+        expect(
+            biased.is_none(),
+            "logit_bias",
+            &biased.map_or(0.0, |(_, bias)| *bias),
+            "-100 to 100",
+        );
+        let constraints =
+            [self.json_schema.is_some(), self.regex.is_some(), !self.choice.is_empty()];
+        let constraints = constraints.into_iter().filter(|given| *given).count();
+        expect(
+            constraints <= 1,
+            "json_schema",
+            &"given beside another constraint",
+            "one of `json_schema`, `regex` and `choice`",
         );
         expect((1..=MAX_SAMPLES).contains(&self.n), "n", &self.n, "1 to 1024");
         expect(
@@ -162,10 +220,15 @@ sampling_spec! {
     repetition_penalty: f32,
     presence_penalty: f32,
     frequency_penalty: f32,
+    logit_bias: BTreeMap<u32, f32>,
     stop: Vec<String>,
+    include_stop: bool,
     stop_token_ids: Vec<u32>,
     ignore_eos: bool,
     min_tokens: u32,
+    json_schema: Option<String>,
+    regex: Option<String>,
+    choice: Vec<String>,
     n: u32,
     seed: u64,
 }

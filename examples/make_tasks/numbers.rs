@@ -93,7 +93,12 @@ fn sort(random: &mut Random) -> Task {
         (false, _) => format!("Put {} in order.", listed(&numbers)),
     };
     let answer = joined(&sorted);
-    Task { question, answer: answer.clone(), reference: answer, key: key("sort", &numbers, descending) }
+    Task {
+        question,
+        answer: answer.clone(),
+        reference: answer,
+        key: key("sort", &numbers, descending),
+    }
 }
 
 fn key(kind: &str, numbers: &[usize], down: bool) -> String {

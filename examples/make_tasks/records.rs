@@ -33,12 +33,14 @@ fn thing(random: &mut Random) -> Fields {
 
 /// As people write it, with a space after colon and comma.
 fn written(fields: &Fields) -> String {
-    let pairs: Vec<String> = fields.iter().map(|(key, value)| format!("\"{key}\": {value}")).collect();
+    let pairs: Vec<String> =
+        fields.iter().map(|(key, value)| format!("\"{key}\": {value}")).collect();
     format!("{{{}}}", pairs.join(", "))
 }
 
 fn named(fields: &Fields) -> (String, &'static str) {
-    let pairs: Vec<String> = fields.iter().map(|(key, value)| format!("{key} {}", plain(value))).collect();
+    let pairs: Vec<String> =
+        fields.iter().map(|(key, value)| format!("{key} {}", plain(value))).collect();
     (format!("Write a JSON object with {}.", pairs.join(", ")), "named")
 }
 

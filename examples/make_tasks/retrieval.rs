@@ -11,8 +11,11 @@ pub(crate) fn task(random: &mut Random, longest: usize) -> Task {
     let sentences = length(random, longest) / SENTENCE_TOKENS;
     let mut things: Vec<&str> = NOUNS.to_vec();
     random.shuffle(&mut things);
-    let codes: Vec<(&str, usize)> =
-        things.iter().take(random.between(1, 5)).map(|thing| (*thing, random.between(1000, 9999))).collect();
+    let codes: Vec<(&str, usize)> = things
+        .iter()
+        .take(random.between(1, 5))
+        .map(|thing| (*thing, random.between(1000, 9999)))
+        .collect();
     let mut text: Vec<String> = (0..sentences).map(|_| filler(random)).collect();
     for (thing, code) in &codes {
         text.insert(random.below(text.len() + 1), needle(thing, *code));

@@ -42,7 +42,9 @@ fn story(random: &mut Random) -> Story {
     let (small, few) = (random.between(2, 12), random.between(2, 12));
     let (question, worked, result, numbers) = match kind {
         0 => (
-            format!("{who} has {a} {things}. {who} buys {b} more. How many {things} does {who} have now?"),
+            format!(
+                "{who} has {a} {things}. {who} buys {b} more. How many {things} does {who} have now?"
+            ),
             format!("{a} + {b} = {}", a + b),
             a + b,
             vec![a, b],
@@ -59,7 +61,9 @@ fn story(random: &mut Random) -> Story {
             )
         }
         2 => (
-            format!("There are {small} boxes with {few} {things} each. How many {things} are there?"),
+            format!(
+                "There are {small} boxes with {few} {things} each. How many {things} are there?"
+            ),
             format!("{small} * {few} = {}", small * few),
             small * few,
             vec![small, few],
@@ -68,7 +72,12 @@ fn story(random: &mut Random) -> Story {
             format!(
                 "{who} fills {small} bags with {few} {things} each and has {a} {things} left over. How many {things} does {who} have?"
             ),
-            format!("{small} * {few} = {}\n{} + {a} = {}", small * few, small * few, small * few + a),
+            format!(
+                "{small} * {few} = {}\n{} + {a} = {}",
+                small * few,
+                small * few,
+                small * few + a
+            ),
             small * few + a,
             vec![small, few, a],
         ),
@@ -92,7 +101,10 @@ fn story(random: &mut Random) -> Story {
             )
         }
         6 => (
-            format!("{who} shares {} {things} among {few} friends. How many does each get?", small * few),
+            format!(
+                "{who} shares {} {things} among {few} friends. How many does each get?",
+                small * few
+            ),
             format!("{} / {few} = {small}", small * few),
             small,
             vec![small * few, few],

@@ -4,24 +4,25 @@ use crate::Task;
 use crate::random::Random;
 
 pub(crate) const NOUNS: &[&str] = &[
-    "apple", "river", "stone", "lamp", "garden", "window", "bridge", "cloud", "pencil", "basket", "mirror",
-    "candle", "anchor", "blanket", "bottle", "button", "camera", "carpet", "castle", "chair", "clock",
-    "coin", "cup", "door", "drum", "feather", "flower", "forest", "fork", "glove", "hammer", "harbour",
-    "hat", "island", "jacket", "kettle", "key", "ladder", "lemon", "letter", "lion", "market", "melon",
-    "mountain", "needle", "orange", "paper", "pear", "piano", "pillow", "plate", "pocket", "rabbit",
-    "ribbon", "ring", "road", "rope", "sail", "school", "shell", "ship", "shirt", "silver", "spoon",
-    "station", "street", "table", "tiger", "tower", "train", "tree", "valley", "violin", "wagon", "wheel",
-    "winter",
+    "apple", "river", "stone", "lamp", "garden", "window", "bridge", "cloud", "pencil", "basket",
+    "mirror", "candle", "anchor", "blanket", "bottle", "button", "camera", "carpet", "castle",
+    "chair", "clock", "coin", "cup", "door", "drum", "feather", "flower", "forest", "fork",
+    "glove", "hammer", "harbour", "hat", "island", "jacket", "kettle", "key", "ladder", "lemon",
+    "letter", "lion", "market", "melon", "mountain", "needle", "orange", "paper", "pear", "piano",
+    "pillow", "plate", "pocket", "rabbit", "ribbon", "ring", "road", "rope", "sail", "school",
+    "shell", "ship", "shirt", "silver", "spoon", "station", "street", "table", "tiger", "tower",
+    "train", "tree", "valley", "violin", "wagon", "wheel", "winter",
 ];
 
 pub(crate) const NAMES: &[&str] = &[
-    "Mia", "Ben", "Anna", "Leo", "Sara", "Tom", "Nina", "Max", "Ella", "Paul", "Lena", "Omar", "Ruth",
-    "Ivan", "Zoe", "Karl", "Maya", "Noah", "Rosa", "Hugo", "Lily", "Adam", "Clara", "Felix",
+    "Mia", "Ben", "Anna", "Leo", "Sara", "Tom", "Nina", "Max", "Ella", "Paul", "Lena", "Omar",
+    "Ruth", "Ivan", "Zoe", "Karl", "Maya", "Noah", "Rosa", "Hugo", "Lily", "Adam", "Clara",
+    "Felix",
 ];
 
 pub(crate) const CITIES: &[&str] = &[
-    "Rome", "Paris", "Berlin", "Madrid", "Oslo", "Vienna", "Lisbon", "Prague", "Athens", "Dublin", "Cairo",
-    "Tokyo", "Lima", "Delhi", "Boston", "Geneva",
+    "Rome", "Paris", "Berlin", "Madrid", "Oslo", "Vienna", "Lisbon", "Prague", "Athens", "Dublin",
+    "Cairo", "Tokyo", "Lima", "Delhi", "Boston", "Geneva",
 ];
 
 pub(crate) const COLOURS: &[&str] =
@@ -30,8 +31,8 @@ pub(crate) const COLOURS: &[&str] =
 /// A word of the list, or one in eight times a made-up one, so that copying does not lean on knowing the word.
 pub(crate) fn any_word(random: &mut Random) -> String {
     const SYLLABLES: [&str; 20] = [
-        "ba", "ko", "ri", "tu", "men", "sol", "ve", "dra", "pi", "lan", "go", "fe", "zu", "ni", "quor", "tas",
-        "ly", "hem", "wi", "jo",
+        "ba", "ko", "ri", "tu", "men", "sol", "ve", "dra", "pi", "lan", "go", "fe", "zu", "ni",
+        "quor", "tas", "ly", "hem", "wi", "jo",
     ];
     match random.below(8) {
         0 => (0..random.between(2, 3)).map(|_| random.pick(&SYLLABLES)).collect(),
@@ -53,7 +54,9 @@ pub(crate) fn task(random: &mut Random) -> Task {
             ["Reverse the order of these words", "Say these words backwards"][random.below(2)],
             words.iter().rev().map(String::as_str).collect::<Vec<_>>().join(" "),
         ),
-        _ => (["How many words are these", "Count these words"][random.below(2)], count.to_string()),
+        _ => {
+            (["How many words are these", "Count these words"][random.below(2)], count.to_string())
+        }
     };
     let text = words.join(" ");
     Task {

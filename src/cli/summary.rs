@@ -10,7 +10,8 @@ pub(super) fn of_run(report: &RunReport) -> String {
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "{name:<10} {value}");
     };
-    let RunReport { parts, rows, tokens, throughput, occupancy, seconds, .. } = report;
+    let RunReport { parts, rows, tokens, throughput, occupancy, seconds, experts, memory, .. } =
+        report;
     let state = match (report.complete, report.interrupted) {
         (true, _) => "complete",
         (false, true) => "interrupted: run the same command to continue",
@@ -43,10 +44,13 @@ pub(super) fn of_run(report: &RunReport) -> String {
         line(
             "tokens",
             format!(
-                "{} in ({} from the cache), {} out",
-                tokens.prompt, tokens.cached, tokens.completion
+                "{} in ({} from the cache), {} out, {} computed twice",
+                tokens.prompt, tokens.cached, tokens.completion, tokens.recomputed
             ),
         );
+        if tokens.reused_samples > 0 {
+            line("", format!("{} answers of identical requests", tokens.reused_samples));
+        }
         let (prefill, decode) =
             (throughput.prefill_tokens_per_second, throughput.decode_tokens_per_second);
         line("speed", format!("{prefill:.0} tokens/s prefill, {decode:.0} tokens/s decode"));
@@ -57,8 +61,17 @@ pub(super) fn of_run(report: &RunReport) -> String {
         line(
             "batch",
             format!(
-                "{mean:.1} of {most} sequences ({share:.0} %) over {} steps, {} preempted",
-                occupancy.steps, occupancy.preemptions
+                "{mean:.1} of {most} sequences ({share:.0} %) over {} steps, {} below half, {} preempted",
+                occupancy.steps, occupancy.tail_steps, occupancy.preemptions
+            ),
+        );
+    }
+    if experts.layers > 0 {
+        line(
+            "experts",
+            format!(
+                "{:.2} imbalance (busiest by mean), {:.2} at worst in layer {}",
+                experts.mean_imbalance, experts.max_imbalance, experts.worst_layer
             ),
         );
     }
@@ -71,13 +84,22 @@ pub(super) fn of_run(report: &RunReport) -> String {
     );
     line(
         "memory",
-        format!("{:.0} MiB at most", report.peak_memory_bytes as f64 / f64::from(1 << 20)),
+        format!(
+            "{:.0} MiB at most ({:.0} weights, up to {:.0} cache)",
+            mebibytes(memory.peak_bytes),
+            mebibytes(memory.weight_bytes),
+            mebibytes(memory.cache_bytes)
+        ),
     );
     line(
         "output",
         format!("{} ({} of {} parts by this run)", report.output, parts.committed, parts.total),
     );
     text.trim_end().to_owned()
+}
+
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
 
 fn percentiles(p: &Percentiles) -> String {
@@ -97,7 +119,13 @@ mod tests {
             parts: Parts { total: 8, before: 3, committed: 5, found_committed: 0 },
             rows: Rows { total: 800, before: 300, ok: 498, failed: 2, failed_before: 0 },
             failures: [("malformed_json".into(), 2)].into(),
-            tokens: Tokens { prompt: 1000, cached: 10, completion: 2000 },
+            tokens: Tokens {
+                prompt: 1000,
+                cached: 10,
+                completion: 2000,
+                recomputed: 7,
+                reused_samples: 3,
+            },
             seconds: Seconds { plan: 0.1, load: 0.2, generate: 4.0, total: 4.3 },
             throughput: Throughput {
                 prefill_tokens_per_second: 250.0,
@@ -110,9 +138,16 @@ mod tests {
                 mean_running: 50.0,
                 max_sequences: 64,
                 fraction: 0.78,
+                tail_steps: 4,
                 preemptions: 1,
             },
-            peak_memory_bytes: 64 << 20,
+            experts: Experts {
+                layers: 2,
+                mean_imbalance: 1.5,
+                max_imbalance: 1.75,
+                worst_layer: 3,
+            },
+            memory: Memory { peak_bytes: 64 << 20, weight_bytes: 20 << 20, cache_bytes: 30 << 20 },
             ..RunReport::default()
         };
         insta::assert_snapshot!(of_run(&report), @r"
@@ -120,13 +155,15 @@ mod tests {
         continued  3 of 8 parts with 300 rows were there already
         rows       498 ok, 2 failed, 800 in all
                    2 malformed_json
-        tokens     1000 in (10 from the cache), 2000 out
+        tokens     1000 in (10 from the cache), 2000 out, 7 computed twice
+                   3 answers of identical requests
         speed      250 tokens/s prefill, 500 tokens/s decode
         TTFT       1.0 ms p50, 2.0 ms p95, 3.0 ms p99
         TPOT       0.5 ms p50, 0.6 ms p95, 0.7 ms p99
-        batch      50.0 of 64 sequences (78 %) over 40 steps, 1 preempted
+        batch      50.0 of 64 sequences (78 %) over 40 steps, 4 below half, 1 preempted
+        experts    1.50 imbalance (busiest by mean), 1.75 at worst in layer 3
         time       4.3 s: 0.1 planning, 0.2 loading, 4.0 generating
-        memory     64 MiB at most
+        memory     64 MiB at most (20 weights, up to 30 cache)
         output     out (5 of 8 parts by this run)
         ");
     }

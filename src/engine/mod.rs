@@ -7,10 +7,14 @@
 mod blocks;
 mod draw;
 mod error;
+mod guide;
+mod ledger;
 mod sampler;
 mod scheduler;
 mod sequence;
+mod spec;
 mod stop;
+mod twins;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,49 +22,26 @@ use std::time::Instant;
 use rayon::prelude::*;
 
 use self::draw::Draw;
-use self::sampler::{Choice, Chosen, choose};
+use self::guide::Guides;
+use self::sampler::{Choice, Chosen, NoChoice, choose};
 use self::scheduler::{Plan, Scheduler};
 use self::sequence::{Clock, Sequence};
 use self::stop::{StopRules, StopWatch};
-use crate::batch::Order;
+use self::twins::{Met, Twin, Twins};
+use crate::batch::{Lengths, Order};
 use crate::model::{Config, Model};
-use crate::ops::{BLOCK_TOKENS, Form, LatentPool};
+use crate::ops::{BLOCK_TOKENS, Form, LatentPool, Routing};
 use crate::prompt::TextModel;
 use crate::row::{FailureCode, Generated, Generation, Prompt, RowFailure, StopReason};
 
 pub use error::EngineError;
+pub use ledger::{ExpertLedger, LayerLoad};
 pub use sampler::Logprobs;
 pub use scheduler::Limits;
+pub use spec::{EngineSpec, EngineStats};
 
-/// How an engine runs. Nothing of it but `logprobs` shows in the output.
-#[derive(Clone, Copy, Debug)]
-pub struct EngineSpec {
-    /// Compute threads; 0: all cores.
-    pub threads: usize,
-    /// Most running sequences.
-    pub max_sequences: usize,
-    /// Most tokens of a step.
-    pub max_step_tokens: usize,
-    /// Bytes of the latent cache.
-    pub cache_bytes: u64,
-    /// Log-probabilities to give.
-    pub logprobs: Logprobs,
-}
-
-/// What an engine did so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct EngineStats {
-    /// Steps computed.
-    pub steps: u64,
-    /// Sum over steps of the sequences that ran.
-    pub sequence_steps: u64,
-    /// Prompt tokens computed, recomputed ones included.
-    pub prefilled_tokens: u64,
-    /// Tokens chosen.
-    pub generated_tokens: u64,
-    /// Sequences that gave their blocks back to others.
-    pub preemptions: u64,
-}
+/// Ended completions between two orderings of those that wait, at most.
+const REORDER_EVERY: u64 = 4096;
 
 /// Generates completions of the prompts it is given.
 pub struct Engine {
@@ -70,9 +51,16 @@ pub struct Engine {
     threads: rayon::ThreadPool,
     scheduler: Scheduler,
     rules: StopRules,
-    logprobs: Logprobs,
+    guides: Guides,
+    twins: Twins,
+    lengths: Lengths,
+    /// Ended completions at which those that wait are ordered anew.
+    reorder_at: u64,
+    ledger: ExpertLedger,
+    spec: EngineSpec,
     arrivals: u64,
-    failed: Vec<Generation>,
+    /// Samples that ended without a step of their own.
+    ended: Vec<Generation>,
     stats: EngineStats,
 }
 
@@ -94,19 +82,23 @@ impl Engine {
             max_step_tokens: spec.max_step_tokens,
             blocks,
         };
+        let eos_token_ids: Arc<[u32]> = config.eos_token_ids.as_slice().into();
+        let (vocabulary, eos) = (config.vocab_size, eos_token_ids.clone());
         Ok(Self {
             pool: LatentPool::new(config.layers, blocks, config.latent_width()),
-            rules: StopRules {
-                eos_token_ids: config.eos_token_ids.as_slice().into(),
-                context: config.max_position_embeddings,
-            },
+            rules: StopRules { eos_token_ids, context: config.max_position_embeddings },
+            guides: Guides::new(text.clone(), vocabulary, eos, spec.threads),
+            twins: Twins::default(),
+            lengths: Lengths::default(),
+            reorder_at: 16,
+            ledger: ExpertLedger::new(config),
             model,
             text,
             threads,
             scheduler: Scheduler::new(limits),
-            logprobs: spec.logprobs,
+            spec,
             arrivals: 0,
-            failed: Vec::new(),
+            ended: Vec::new(),
             stats: EngineStats::default(),
         })
     }
@@ -122,37 +114,71 @@ impl Engine {
     pub fn submit(&mut self, prompt: Prompt, received: Instant) {
         let hashes = match prompt.tokens.split_last() {
             // The last prompt token is always computed: its logits give the first generated one.
-            Some((_, rest)) => blocks::prefix_hashes(rest),
-            None => Vec::new(),
+            Some((_, rest)) if self.spec.share_prefixes => blocks::prefix_hashes(rest),
+            _ => Vec::new(),
         };
+        let refused = (prompt.tokens.len() >= self.scheduler.max_tokens())
+            .then(|| self.no_room(prompt.tokens.len()));
         for sample_index in 0..prompt.sampling.n {
-            let order = Order::new(&prompt.tokens, prompt.sampling.max_tokens, self.arrivals);
-            self.arrivals += 1;
-            let sequence = Sequence {
-                sample_index,
-                tokens: prompt.tokens.to_vec(),
-                cached: 0,
-                blocks: Vec::new(),
-                hashes: hashes.clone(),
-                generated: Generated::default(),
-                watch: StopWatch::new(&self.text, &prompt.sampling),
-                cached_tokens: 0,
-                clock: Clock::new(received),
-                prompt: prompt.clone(),
+            let twin = Twin { row: prompt.row, sample_index, received };
+            match self.twins.meet(&prompt, twin) {
+                Met::First => {}
+                Met::Waits => continue,
+                Met::Answered(generation) => {
+                    self.stats.reused_samples += 1;
+                    self.ended.push(*generation);
+                    continue;
+                }
+            }
+            let (order, mut sequence) = self.sequence(&prompt, sample_index, received);
+            sequence.hashes = hashes.clone();
+            let guide = match &refused {
+                Some(failure) => Err(failure.clone()),
+                None => self.guides.begin(&prompt.sampling).map_err(invalid_constraint),
             };
-            if sequence.tokens.len() >= self.scheduler.max_tokens() {
-                self.failed.push(sequence.fail(self.no_room(prompt.tokens.len()), received));
-            } else {
-                self.scheduler.waiting.push(order, sequence);
+            match guide {
+                Ok(guide) => {
+                    sequence.guide = guide;
+                    self.scheduler.waiting.push(order, sequence);
+                }
+                Err(failure) => self.end(sequence, Err(failure), received),
             }
         }
+    }
+
+    fn sequence(
+        &mut self,
+        prompt: &Prompt,
+        sample_index: u32,
+        received: Instant,
+    ) -> (Order, Sequence) {
+        let limit = prompt.sampling.max_tokens as usize;
+        let order = Order::new(&prompt.tokens, limit, self.arrivals);
+        let expected = self.lengths.expected(order.group(), limit);
+        self.arrivals += 1;
+        let sequence = Sequence {
+            sample_index,
+            tokens: prompt.tokens.to_vec(),
+            cached: 0,
+            once_cached: 0,
+            blocks: Vec::new(),
+            hashes: Vec::new(),
+            generated: Generated::default(),
+            watch: StopWatch::new(&self.text, &prompt.sampling),
+            guide: None,
+            expected,
+            cached_tokens: 0,
+            clock: Clock::new(received),
+            prompt: prompt.clone(),
+        };
+        (order.expecting(prompt.tokens.len() + expected), sequence)
     }
 
     /// Whether no sequence waits or runs.
     pub fn is_idle(&self) -> bool {
         self.scheduler.waiting.is_empty()
             && self.scheduler.running.is_empty()
-            && self.failed.is_empty()
+            && self.ended.is_empty()
     }
 
     /// Running sequences.
@@ -160,75 +186,103 @@ impl Engine {
         self.scheduler.running.len()
     }
 
-    /// Tokens that waiting and running sequences may still take, as their limits allow.
+    /// Tokens that waiting and running sequences are expected to take yet.
     pub fn expected_tokens_left(&self) -> u64 {
         let running = self.scheduler.running.iter().map(|(_, sequence)| sequence);
+        let waiting = self.scheduler.waiting.in_order().map(|(_, sequence)| sequence);
         let left = |s: &Sequence| {
-            (s.pending() + s.prompt.sampling.max_tokens as usize)
-                .saturating_sub(s.completion_tokens()) as u64
+            let (done, limit) = (s.completion_tokens(), s.prompt.sampling.max_tokens as usize);
+            // Who outran the expectation is half-way, for all that is known.
+            let expected = if done < s.expected { s.expected } else { (2 * done).min(limit) };
+            (s.pending() + expected.saturating_sub(done)) as u64
         };
-        running.chain(self.scheduler.waiting.iter()).map(left).sum()
+        running.chain(waiting).map(left).sum()
     }
 
     /// What was done so far.
     pub fn stats(&self) -> EngineStats {
-        EngineStats { preemptions: self.scheduler.preemptions, ..self.stats }
+        let Scheduler { preemptions, recomputed_tokens, .. } = self.scheduler;
+        EngineStats { preemptions, recomputed_tokens, ..self.stats }
+    }
+
+    /// Where tokens were routed so far.
+    pub fn ledger(&self) -> &ExpertLedger {
+        &self.ledger
+    }
+
+    /// Bytes of weights as they are held.
+    pub fn weight_bytes(&self) -> u64 {
+        self.model.weight_bytes()
+    }
+
+    /// Most bytes that the latent cache may take.
+    pub fn cache_bytes(&self) -> u64 {
+        self.spec.cache_bytes
     }
 
     /// Computes one step and gives the samples that ended with it.
     pub fn step(&mut self) -> Result<Vec<Generation>, EngineError> {
-        let mut ended = std::mem::take(&mut self.failed);
         let plan = self.scheduler.plan(Instant::now());
-        if plan.step.tokens.is_empty() {
-            return Ok(ended);
+        if !plan.step.tokens.is_empty() {
+            let (chosen, routings) = self.compute(&plan)?;
+            self.scheduler.computed(&plan);
+            self.count(&plan);
+            self.ledger.add(&routings);
+            if self.spec.routed_experts {
+                self.note_routes(&plan, &routings);
+            }
+            self.settle(&plan.sampled, chosen);
+            self.reorder();
         }
-        let chosen = self.compute(&plan)?;
-        self.scheduler.computed(&plan);
-        self.count(&plan);
-        ended.extend(self.settle(&plan.sampled, chosen));
-        Ok(ended)
+        Ok(std::mem::take(&mut self.ended))
     }
 
-    /// Runs the model and chooses a token for each sampled sequence; none where logits are not numbers.
-    fn compute(&mut self, plan: &Plan) -> Result<Vec<Option<Chosen>>, EngineError> {
-        let Self { model, pool, threads, scheduler, rules, logprobs, .. } = self;
-        threads.install(|| {
-            let output = model.forward(&plan.step, pool)?;
-            let logits = output.logits.flatten_all().and_then(|x| x.to_vec1::<f32>());
-            let logits = logits.map_err(crate::model::ModelError::from)?;
-            let rows = logits.par_chunks(model.config().vocab_size).zip(&plan.sampled);
-            Ok(rows
-                .map(|(logits, &index)| {
-                    let sequence = &scheduler.running[index].1;
-                    let sampling = &sequence.prompt.sampling;
-                    let forbidden = rules.forbidden(sampling, sequence.completion_tokens());
-                    let draw = Draw {
-                        seed: sampling.seed,
-                        key: sequence.prompt.draw_key,
-                        sample_index: sequence.sample_index,
-                        position: sequence.completion_tokens() as u32,
-                    };
-                    let prompt_tokens = sequence.prompt_tokens();
-                    let tokens = &sequence.tokens;
-                    choose(
-                        logits,
-                        &Choice {
-                            sampling,
-                            draw,
-                            tokens,
-                            prompt_tokens,
-                            forbidden: &forbidden,
-                            logprobs: *logprobs,
-                        },
-                    )
-                })
-                .collect())
-        })
+    /// Runs the model and chooses a token for each sampled sequence.
+    #[allow(clippy::type_complexity, reason = "two results of one computation")]
+    fn compute(
+        &mut self,
+        plan: &Plan,
+    ) -> Result<(Vec<Result<Chosen, NoChoice>>, Vec<Routing>), EngineError> {
+        let Self { model, pool, threads, scheduler, rules, spec, .. } = self;
+        let output = threads.install(|| model.forward(&plan.step, pool))?;
+        let logits = output.logits.flatten_all().and_then(|x| x.to_vec1::<f32>());
+        let logits = logits.map_err(crate::model::ModelError::from)?;
+        let prepared: Vec<Result<(), String>> = plan
+            .sampled
+            .iter()
+            .map(|&index| scheduler.running[index].1.guide.as_mut().map_or(Ok(()), |g| g.prepare()))
+            .collect();
+        let choose_for = |((logits, &index), prepared): ((&[f32], &usize), Result<(), String>)| {
+            prepared.map_err(NoChoice::Constraint)?;
+            let sequence = &scheduler.running[index].1;
+            let sampling = &sequence.prompt.sampling;
+            let generated = sequence.completion_tokens();
+            let draw = Draw {
+                seed: sampling.seed,
+                key: sequence.prompt.draw_key,
+                sample_index: sequence.sample_index,
+                position: generated as u32,
+            };
+            let choice = Choice {
+                sampling,
+                draw,
+                tokens: &sequence.tokens,
+                prompt_tokens: sequence.prompt_tokens(),
+                forbidden: &rules.forbidden(sampling, generated),
+                allowed: sequence.guide.as_ref().and_then(|guide| guide.mask()),
+                logprobs: spec.logprobs,
+            };
+            choose(logits, &choice)
+        };
+        let rows = logits.par_chunks(model.config().vocab_size).zip(&plan.sampled);
+        let chosen = threads.install(|| rows.zip(prepared).map(choose_for).collect());
+        Ok((chosen, output.routings))
     }
 
     fn count(&mut self, plan: &Plan) {
         let company = self.scheduler.running.len() as u64;
         self.stats.steps += 1;
+        self.stats.tail_steps += u64::from(2 * company < self.spec.max_sequences as u64);
         self.stats.sequence_steps += company;
         self.stats.generated_tokens += plan.sampled.len() as u64;
         let prompt = plan.step.spans.iter().filter(|span| span.form == Form::Prompt);
@@ -239,46 +293,105 @@ impl Engine {
         }
     }
 
+    /// Gives each sampled sequence the experts of the position that its next token is chosen at.
+    fn note_routes(&mut self, plan: &Plan, routings: &[Routing]) {
+        for (&index, &row) in plan.sampled.iter().zip(&plan.step.outputs) {
+            let of_layer = |routing: &Routing| {
+                let k = routing.experts_per_token;
+                let experts = &routing.expert_ids[row as usize * k..][..k];
+                experts.iter().map(|&expert| expert as u16).collect::<Vec<_>>()
+            };
+            let routes = routings.iter().flat_map(of_layer).collect();
+            self.scheduler.running[index].1.generated.routed_experts.push(routes);
+        }
+    }
+
     /// Gives each sampled sequence its token and takes out those that end.
-    fn settle(&mut self, sampled: &[usize], chosen: Vec<Option<Chosen>>) -> Vec<Generation> {
+    fn settle(&mut self, sampled: &[usize], chosen: Vec<Result<Chosen, NoChoice>>) {
         let now = Instant::now();
         let mut ends: Vec<(usize, Result<StopReason, RowFailure>)> = Vec::new();
         for (&index, chosen) in sampled.iter().zip(chosen) {
             let end = match chosen {
-                Some(chosen) => self
-                    .extend(index, chosen, now)
-                    .map(Ok)
-                    .or_else(|| self.outgrown(index).map(Err)),
-                None => Some(Err(self.not_numbers(index))),
+                Ok(chosen) => {
+                    self.extend(index, chosen, now).or_else(|| self.outgrown(index).map(Err))
+                }
+                Err(why) => Some(Err(self.no_choice(index, why))),
             };
             ends.extend(end.map(|end| (index, end)));
         }
         // From the back, so that indices stay right while sequences leave.
         ends.sort_by_key(|(index, _)| std::cmp::Reverse(*index));
-        let leave = ends.into_iter().map(|(index, end)| {
-            let sequence = self.scheduler.remove(index);
-            match end {
-                Ok(stop) => sequence.finish(stop, now),
-                Err(failure) => sequence.fail(failure, now),
+        for (index, end) in ends {
+            let (order, sequence) = self.scheduler.remove(index);
+            if let Ok(stop) = &end {
+                let cut = matches!(stop, StopReason::MaxTokens | StopReason::Context);
+                self.lengths.note(order.group(), sequence.completion_tokens(), cut);
             }
-        });
-        leave.collect()
+            self.end(sequence, end, now);
+        }
     }
 
-    fn extend(&mut self, index: usize, chosen: Chosen, now: Instant) -> Option<StopReason> {
-        let sequence = &mut self.scheduler.running[index].1;
+    /// Ends a sequence, and with it those that wait for the same answer.
+    fn end(&mut self, sequence: Sequence, end: Result<StopReason, RowFailure>, now: Instant) {
+        let prompt = sequence.prompt.clone();
+        let generation = match end {
+            Ok(stop) => sequence.finish(stop, now),
+            Err(failure) => sequence.fail(failure, now),
+        };
+        let twins = self.twins.answer(&prompt, &generation);
+        self.stats.reused_samples += twins.len() as u64;
+        self.ended.push(generation);
+        self.ended.extend(twins);
+    }
+
+    /// Orders those that wait by what was learned of lengths, when much was.
+    fn reorder(&mut self) {
+        if self.lengths.count() < self.reorder_at {
+            return;
+        }
+        self.reorder_at = self.lengths.count() + self.lengths.count().min(REORDER_EVERY);
+        let running = self.scheduler.running.iter();
+        let running = running.map(|(order, s)| (order.group(), s.completion_tokens()));
+        let lengths = self.lengths.with_running(running);
+        self.scheduler.waiting.reorder(|order, sequence| {
+            let limit = sequence.prompt.sampling.max_tokens as usize;
+            sequence.expected = lengths.expected(order.group(), limit);
+            order.expecting(sequence.prompt_tokens() + sequence.expected)
+        });
+    }
+
+    fn extend(
+        &mut self,
+        index: usize,
+        chosen: Chosen,
+        now: Instant,
+    ) -> Option<Result<StopReason, RowFailure>> {
+        let Self { scheduler, spec, rules, guides, .. } = self;
+        let sequence = &mut scheduler.running[index].1;
         sequence.tokens.push(chosen.token);
         sequence.clock.first_token.get_or_insert(now);
         sequence.clock.last_token = Some(now);
-        if self.logprobs.chosen {
+        if spec.logprobs.chosen {
             sequence.generated.logprobs.push(chosen.logprob);
         }
-        if self.logprobs.top > 0 {
+        if spec.logprobs.top > 0 {
             sequence.generated.top_logprobs.push(chosen.top);
         }
         let (generated, length) = (sequence.completion_tokens(), sequence.tokens.len());
         let sampling = &sequence.prompt.sampling;
-        self.rules.check(sampling, chosen.token, generated, length, sequence.watch.as_mut())
+        let stop = rules.check(sampling, chosen.token, generated, length, sequence.watch.as_mut());
+        let Some(guide) = &mut sequence.guide else { return stop.map(Ok) };
+        match guides.accept(guide, chosen.token) {
+            Err(message) => Some(Err(unmet(&message))),
+            Ok(standing) => match stop {
+                None => standing.over.then_some(Ok(StopReason::Constraint)),
+                Some(stop) if standing.met => Some(Ok(stop)),
+                Some(stop) => Some(Err(unmet(&format!(
+                    "the completion ended ({}) after {generated} tokens",
+                    stop.stop_reason()
+                )))),
+            },
+        }
     }
 
     /// A sequence that fills the whole cache alone cannot go on. It fails rather than ends: a limit of
@@ -288,12 +401,16 @@ impl Engine {
         (tokens >= self.scheduler.max_tokens()).then(|| self.no_room(tokens))
     }
 
-    fn not_numbers(&self, index: usize) -> RowFailure {
+    fn no_choice(&self, index: usize, why: NoChoice) -> RowFailure {
         let position = self.scheduler.running[index].1.completion_tokens();
-        RowFailure::new(
-            FailureCode::Numerics,
-            format!("the model's logits for completion token {position} are not numbers"),
-        )
+        match why {
+            NoChoice::NotNumbers => RowFailure::new(
+                FailureCode::Numerics,
+                format!("the model's logits for completion token {position} are not numbers"),
+            ),
+            NoChoice::NothingAllowed => unmet(&format!("no token is allowed at {position}")),
+            NoChoice::Constraint(message) => invalid_constraint(message),
+        }
     }
 
     fn no_room(&self, tokens: usize) -> RowFailure {
@@ -303,4 +420,13 @@ impl Engine {
         );
         RowFailure::new(FailureCode::PromptTooLong, message)
     }
+}
+
+fn invalid_constraint(message: String) -> RowFailure {
+    RowFailure::new(FailureCode::InvalidConstraint, message)
+}
+
+fn unmet(message: &str) -> RowFailure {
+    let message = format!("the constraint is not met: {message}");
+    RowFailure::new(FailureCode::ConstraintUnmet, message)
 }

@@ -2,6 +2,7 @@
 
 use super::draw::Draw;
 use crate::ops;
+use crate::prompt::Mask;
 use crate::row::TokenLogprob;
 use crate::sampling::Sampling;
 
@@ -15,6 +16,8 @@ pub(super) struct Choice<'a> {
     pub(super) prompt_tokens: usize,
     /// Tokens that may not be chosen yet.
     pub(super) forbidden: &'a [u32],
+    /// What the sequence's constraint allows; none: everything.
+    pub(super) allowed: Option<&'a Mask>,
     /// Log-probabilities to give: of the chosen token, and of so many most probable ones.
     pub(super) logprobs: Logprobs,
 }
@@ -36,30 +39,43 @@ pub(super) struct Chosen {
     pub(super) top: Vec<TokenLogprob>,
 }
 
-/// Chooses a token; none if the logits are not numbers.
+/// Why no token can be chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum NoChoice {
+    /// The logits are not numbers.
+    NotNumbers,
+    /// No token is allowed.
+    NothingAllowed,
+    /// The constraint cannot be used.
+    Constraint(String),
+}
+
+/// Chooses a token.
 ///
 /// Log-probabilities are those of the model itself, before penalties, temperature and truncation.
-pub(super) fn choose(logits: &[f32], choice: &Choice) -> Option<Chosen> {
+pub(super) fn choose(logits: &[f32], choice: &Choice) -> Result<Chosen, NoChoice> {
     if !logits.iter().all(|x| x.is_finite()) {
-        return None;
+        return Err(NoChoice::NotNumbers);
     }
     let mut adjusted = None;
     let sampling = choice.sampling;
     let penalised = sampling.repetition_penalty != 1.0
         || sampling.presence_penalty != 0.0
         || sampling.frequency_penalty != 0.0;
-    if penalised || !choice.forbidden.is_empty() {
+    let limited = !choice.forbidden.is_empty() || choice.allowed.is_some();
+    if penalised || limited || !sampling.logit_bias.is_empty() {
         adjusted = Some(adjust(logits, choice));
     }
     let scores = adjusted.as_deref().unwrap_or(logits);
-    let token = if sampling.temperature == 0.0 {
-        argmax(scores)
-    } else {
-        sample(scores, sampling, choice.draw)
-    };
+    let best = argmax(scores);
+    if scores[best as usize] == f32::NEG_INFINITY {
+        return Err(NoChoice::NothingAllowed);
+    }
+    let token =
+        if sampling.temperature == 0.0 { best } else { sample(scores, sampling, choice.draw) };
     let Logprobs { chosen, top } = choice.logprobs;
     if !chosen && top == 0 {
-        return Some(Chosen { token, logprob: 0.0, top: Vec::new() });
+        return Ok(Chosen { token, logprob: 0.0, top: Vec::new() });
     }
     let largest = logits[argmax(logits) as usize];
     let log_sum = ops::exponentials(logits, largest, 1.0, &mut []).ln();
@@ -67,10 +83,10 @@ pub(super) fn choose(logits: &[f32], choice: &Choice) -> Option<Chosen> {
     let top = most_probable(logits, top)
         .into_iter()
         .map(|token_id| TokenLogprob { token_id, logprob: logprob(token_id) });
-    Some(Chosen { token, logprob: logprob(token), top: top.collect() })
+    Ok(Chosen { token, logprob: logprob(token), top: top.collect() })
 }
 
-/// Applies penalties and takes forbidden tokens away.
+/// Applies penalties and bias and takes away what may not be chosen.
 fn adjust(logits: &[f32], choice: &Choice) -> Vec<f32> {
     let sampling = choice.sampling;
     let mut scores = logits.to_vec();
@@ -92,6 +108,14 @@ fn adjust(logits: &[f32], choice: &Choice) -> Vec<f32> {
     for run in generated.chunk_by(|a, b| a == b) {
         scores[run[0] as usize] -=
             sampling.presence_penalty + sampling.frequency_penalty * run.len() as f32;
+    }
+    for (&id, bias) in &sampling.logit_bias {
+        if let Some(score) = scores.get_mut(id as usize) {
+            *score += bias;
+        }
+    }
+    if let Some(mask) = choice.allowed {
+        mask.apply(&mut scores);
     }
     for &id in choice.forbidden {
         if let Some(score) = scores.get_mut(id as usize) {
@@ -187,6 +211,7 @@ mod tests {
             tokens,
             prompt_tokens: 1,
             forbidden: &[],
+            allowed: None,
             logprobs: Logprobs { chosen: true, top: 2 },
         }
     }
@@ -213,6 +238,7 @@ mod tests {
         assert_eq!(penalised(|s| s.presence_penalty = 0.5), 3);
         assert_eq!(penalised(|s| s.frequency_penalty = 0.1), 3);
         assert_eq!(penalised(|s| s.repetition_penalty = 4.0), 2);
+        assert_eq!(penalised(|s| s.logit_bias = [(5, 1.6), (1, -0.1)].into()), 5);
         let sampling = Sampling::default();
         let forbidden = Choice { forbidden: &[1, 3], ..choice(&sampling, &[0], 1) };
         assert_eq!(choose(&LOGITS, &forbidden).unwrap().token, 2);
@@ -222,8 +248,11 @@ mod tests {
     fn logits_that_are_not_numbers_choose_nothing() {
         let sampling = Sampling::default();
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            assert_eq!(choose(&[0.0, bad], &choice(&sampling, &[0], 1)), None);
+            let chosen = choose(&[0.0, bad], &choice(&sampling, &[0], 1));
+            assert_eq!(chosen, Err(NoChoice::NotNumbers));
         }
+        let nothing = Choice { forbidden: &[0, 1], ..choice(&sampling, &[0], 1) };
+        assert_eq!(choose(&[0.0, 1.0], &nothing), Err(NoChoice::NothingAllowed));
     }
 
     /// Draws follow the exact truncated distribution: Pearson's chi-square below its 99.9 % point.

@@ -34,6 +34,8 @@ pub(super) struct Scheduler {
     /// In order of admission: the last is the youngest.
     pub(super) running: Vec<(Order, Sequence)>,
     pub(super) preemptions: u64,
+    /// Tokens that were computed again after a preemption.
+    pub(super) recomputed_tokens: u64,
 }
 
 /// A sequence's part of a step.
@@ -63,6 +65,7 @@ impl Scheduler {
             waiting: Window::default(),
             running: Vec::new(),
             preemptions: 0,
+            recomputed_tokens: 0,
         }
     }
 
@@ -192,10 +195,10 @@ impl Scheduler {
     }
 
     /// Takes a sequence out of the running batch and its blocks back.
-    pub(super) fn remove(&mut self, index: usize) -> Sequence {
-        let (_, mut sequence) = self.running.remove(index);
+    pub(super) fn remove(&mut self, index: usize) -> (Order, Sequence) {
+        let (order, mut sequence) = self.running.remove(index);
         self.release(&mut sequence);
-        sequence
+        (order, sequence)
     }
 
     fn release(&mut self, sequence: &mut Sequence) {
@@ -226,6 +229,9 @@ impl Scheduler {
             let sequence = &mut self.running[index].1;
             let before = sequence.cached / BLOCK_TOKENS;
             sequence.cached = span.first_position + span.count;
+            let again = sequence.once_cached.min(sequence.cached);
+            self.recomputed_tokens += again.saturating_sub(span.first_position) as u64;
+            sequence.once_cached = sequence.once_cached.max(sequence.cached);
             for full in before..(sequence.cached / BLOCK_TOKENS).min(sequence.hashes.len()) {
                 self.blocks.name(sequence.blocks[full], sequence.hashes[full]);
             }

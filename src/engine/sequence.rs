@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::blocks::PrefixHash;
+use super::guide::Guide;
 use super::stop::StopWatch;
 use crate::row::{Generated, Generation, Prompt, RowFailure, StopReason, Timing};
 
@@ -21,6 +22,11 @@ pub(super) struct Sequence {
     /// What was generated, beside the ids in `tokens`.
     pub(super) generated: Generated,
     pub(super) watch: Option<StopWatch>,
+    pub(super) guide: Option<Guide>,
+    /// Tokens that the completion is expected to have; only orders work.
+    pub(super) expected: usize,
+    /// Most tokens whose latents were ever in the cache: computing them again is waste.
+    pub(super) once_cached: usize,
     /// Prompt tokens found in the cache at the first admission.
     pub(super) cached_tokens: u32,
     pub(super) clock: Clock,
@@ -97,6 +103,7 @@ impl Sequence {
             sample_index: self.sample_index,
             prompt_tokens: self.prompt.tokens.len() as u32,
             cached_tokens: self.cached_tokens,
+            reused: false,
             result,
             timing: self.clock.timing(now),
         }

@@ -78,8 +78,9 @@ impl StopWatch {
             }
             self.text[from..].find(stop.as_str()).map(|at| (from + at, stop))
         });
-        found
-            .min_by_key(|(at, _)| *at)
-            .map(|(text_end, stop)| StopReason::StopString { stop: stop.clone(), text_end })
+        found.min_by_key(|(at, _)| *at).map(|(at, stop)| StopReason::StopString {
+            stop: stop.clone(),
+            text_end: at + if sampling.include_stop { stop.len() } else { 0 },
+        })
     }
 }

@@ -1,5 +1,7 @@
 //! One row's columns, as JSON, to what it asks for. Every way in which that fails is a row failure.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value};
 
 use super::{InputSpec, PromptColumns};
@@ -197,7 +199,8 @@ fn sampling(spec: &InputSpec, columns: &Map<String, Value>) -> Result<Sampling, 
     put! {
         max_tokens: count, temperature: number, top_k: count, top_p: number, min_p: number,
         repetition_penalty: number, presence_penalty: number, frequency_penalty: number,
-        stop: strings, stop_token_ids: ids, ignore_eos: flag, min_tokens: count, n: count, seed: seed,
+        logit_bias: biases, stop: strings, include_stop: flag, stop_token_ids: ids, ignore_eos: flag,
+        min_tokens: count, json_schema: schema, regex: text, choice: strings, n: count, seed: seed,
     }
     match sampling.problems() {
         problems if problems.is_empty() => Ok(sampling),
@@ -261,6 +264,36 @@ fn strings(value: &Value, column: &str) -> Result<Vec<String>, RowFailure> {
         Value::Array(values) => values.iter().map(string).collect(),
         other => wrong_type(&format!("column `{column}`"), other, "a list of strings"),
     }
+}
+
+fn text(value: &Value, column: &str) -> Result<Option<String>, RowFailure> {
+    match value {
+        Value::String(text) => Ok(Some(text.clone())),
+        other => wrong_type(&format!("column `{column}`"), other, "a string"),
+    }
+}
+
+/// A JSON Schema, as JSON text or as the object itself.
+fn schema(value: &Value, column: &str) -> Result<Option<String>, RowFailure> {
+    match value {
+        Value::Object(_) => Ok(Some(value.to_string())),
+        other => text(other, column),
+    }
+}
+
+/// `{"17": -5.0}`: token ids with what is added to their logits.
+fn biases(value: &Value, column: &str) -> Result<BTreeMap<u32, f32>, RowFailure> {
+    let Value::Object(fields) = value else {
+        return wrong_type(&format!("column `{column}`"), value, "an object of token ids");
+    };
+    let bias = |(id, bias): (&String, &Value)| match id.parse::<u32>() {
+        Ok(id) => Ok((id, number(bias, column)?)),
+        Err(_) => fail(
+            FailureCode::InvalidSampling,
+            format!("column `{column}` has the key `{id}`, which is no token id"),
+        ),
+    };
+    fields.iter().map(bias).collect()
 }
 
 fn ids(value: &Value, column: &str) -> Result<Vec<u32>, RowFailure> {

@@ -6,8 +6,8 @@ use serde_json::json;
 
 use super::error::Problem;
 use super::file::{
-    CompressionChoice, DeviceKind, Extra, Format, InputSection, JobFile, OutputSection,
-    SamplingSection, TooLongChoice,
+    Biases, CompressionChoice, DeviceKind, Extra, Format, InputSection, JobFile, OutputSection,
+    SamplingSection, SchemaText, TooLongChoice,
 };
 use super::setting::Setting;
 use super::written::line_of;
@@ -123,6 +123,7 @@ pub(super) fn check(
             max_step_tokens: batch.max_step_tokens,
             cache_bytes,
             window_rows: batch.window_rows,
+            share_prefixes: batch.share_prefixes,
         },
         output_path,
         rows_per_part: output.rows_per_part,
@@ -200,10 +201,19 @@ fn sampling_spec(section: SamplingSection) -> SamplingSpec {
     put(&mut spec.repetition_penalty, section.repetition_penalty);
     put(&mut spec.presence_penalty, section.presence_penalty);
     put(&mut spec.frequency_penalty, section.frequency_penalty);
+    put(&mut spec.logit_bias, section.logit_bias.map(|written| written.map(|Biases(map)| map)));
     put(&mut spec.stop, section.stop);
+    put(&mut spec.include_stop, section.include_stop);
     put(&mut spec.stop_token_ids, section.stop_token_ids);
     put(&mut spec.ignore_eos, section.ignore_eos);
     put(&mut spec.min_tokens, section.min_tokens);
+    let json_schema = section.json_schema;
+    put(
+        &mut spec.json_schema,
+        json_schema.map(|written| written.map(|SchemaText(text)| Some(text))),
+    );
+    put(&mut spec.regex, section.regex.map(|written| written.map(Some)));
+    put(&mut spec.choice, section.choice);
     put(&mut spec.n, section.n);
     put(&mut spec.seed, section.seed);
     spec
@@ -246,6 +256,7 @@ fn include(output: &OutputSection, report: &mut Report) -> Include {
         token_ids: has(Extra::TokenIds),
         logprobs: has(Extra::Logprobs),
         top_logprobs: top,
+        routed_experts: has(Extra::RoutedExperts),
         messages: has(Extra::Messages),
         prompt: has(Extra::Prompt),
     }

@@ -1,7 +1,10 @@
 //! The job file as it is written: every key with its default. Doc comments are the schema's texts.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
 
 use super::setting::Setting;
 
@@ -144,18 +147,71 @@ pub(super) struct SamplingSection {
     pub(super) presence_penalty: Option<Setting<f32>>,
     /// Subtracted from the logits of generated tokens for each time; -2 to 2. Default 0.
     pub(super) frequency_penalty: Option<Setting<f32>>,
+    /// Added to the logits of token ids: `{ "17" = -5.0 }`; each -100 to 100.
+    pub(super) logit_bias: Option<Setting<Biases>>,
     /// Strings that end a completion and are cut from it.
     pub(super) stop: Option<Setting<Vec<String>>>,
+    /// Leaves the stop string in the completion. Default false.
+    pub(super) include_stop: Option<Setting<bool>>,
     /// Token ids that end a completion.
     pub(super) stop_token_ids: Option<Setting<Vec<u32>>>,
     /// Goes on after the end-of-sequence token. Default false.
     pub(super) ignore_eos: Option<Setting<bool>>,
     /// Neither end-of-sequence nor stop before so many tokens. Default 0.
     pub(super) min_tokens: Option<Setting<u32>>,
+    /// JSON Schema that completions must satisfy: a table, or JSON text. At most one of `json_schema`,
+    /// `regex` and `choice` is given.
+    pub(super) json_schema: Option<Setting<SchemaText>>,
+    /// Regular expression that whole completions must match.
+    pub(super) regex: Option<Setting<String>>,
+    /// Texts of which each completion must be one.
+    pub(super) choice: Option<Setting<Vec<String>>>,
     /// Completions of each row, 1 to 1024. Default 1.
     pub(super) n: Option<Setting<u32>>,
     /// Seed of the random draws. Default 0.
     pub(super) seed: Option<Setting<u64>>,
+}
+
+/// Token ids, as the strings that TOML keys are, with what is added to their logits.
+#[derive(Clone, Debug, Default, PartialEq, JsonSchema)]
+pub(super) struct Biases(pub(super) BTreeMap<u32, f32>);
+
+impl<'de> Deserialize<'de> for Biases {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let biases = BTreeMap::<String, f32>::deserialize(deserializer)?;
+        let id = |(id, bias): (String, f32)| match id.parse() {
+            Ok(id) => Ok((id, bias)),
+            Err(_) => Err(D::Error::custom(format!("`{id}` is no token id"))),
+        };
+        biases.into_iter().map(id).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// A JSON Schema as JSON text.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct SchemaText(pub(super) String);
+
+impl<'de> Deserialize<'de> for SchemaText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self(match serde_json::Value::deserialize(deserializer)? {
+            serde_json::Value::String(text) => text,
+            table => table.to_string(),
+        }))
+    }
+}
+
+impl JsonSchema for SchemaText {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "SchemaText".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": ["string", "object"] })
+    }
 }
 
 /// `[batch]`
@@ -171,6 +227,8 @@ pub(super) struct BatchSection {
     pub(super) cache: CacheChoice,
     /// Rows that are read ahead and ordered together.
     pub(super) window_rows: u64,
+    /// Computes shared beginnings of prompts once.
+    pub(super) share_prefixes: bool,
 }
 
 impl Default for BatchSection {
@@ -180,6 +238,7 @@ impl Default for BatchSection {
             max_step_tokens: 2048,
             cache: CacheChoice::default(),
             window_rows: 8192,
+            share_prefixes: true,
         }
     }
 }
@@ -207,7 +266,7 @@ pub(super) struct OutputSection {
     pub(super) path: Option<String>,
     /// Input rows of each part: the unit of committing and resuming.
     pub(super) rows_per_part: u64,
-    /// Optional columns: `token_ids`, `logprobs`, `top_logprobs`, `messages`, `prompt`.
+    /// Optional columns: `token_ids`, `logprobs`, `top_logprobs`, `routed_experts`, `messages`, `prompt`.
     pub(super) include: Vec<Extra>,
     /// How many of the most probable tokens `top_logprobs` has; 1 to 100.
     pub(super) top_logprobs: u32,
@@ -234,6 +293,7 @@ pub(super) enum Extra {
     TokenIds,
     Logprobs,
     TopLogprobs,
+    RoutedExperts,
     Messages,
     Prompt,
 }

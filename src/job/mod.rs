@@ -62,6 +62,8 @@ pub struct BatchSpec {
     pub cache_bytes: Option<u64>,
     /// Rows that are read ahead.
     pub window_rows: u64,
+    /// Whether shared beginnings are computed once.
+    pub share_prefixes: bool,
 }
 
 impl Job {

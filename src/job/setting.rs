@@ -13,14 +13,32 @@ pub(super) struct Setting<T> {
     pub(super) default: Option<T>,
 }
 
+impl<T> Setting<T> {
+    /// The same setting of another type.
+    pub(super) fn map<U>(self, change: impl FnOnce(T) -> U) -> Setting<U> {
+        Setting { column: self.column, default: self.default.map(change) }
+    }
+}
+
 impl<'de, T: DeserializeOwned> Deserialize<'de> for Setting<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = toml::Value::deserialize(deserializer)?;
         let parse = |value: toml::Value| {
             T::deserialize(value).map_err(|error| D::Error::custom(error.message()))
         };
-        let toml::Value::Table(mut table) = value else {
-            return Ok(Self { column: None, default: Some(parse(value)?) });
+        let mut table = match value {
+            toml::Value::Table(table) if table.contains_key("column") => table,
+            // Some values are tables themselves.
+            value => {
+                let is_table = value.is_table();
+                let default = parse(value).map_err(|error| match is_table {
+                    true => D::Error::custom(format!(
+                        "{error}; or expected `{{ column = \"…\", default = … }}`"
+                    )),
+                    false => error,
+                })?;
+                return Ok(Self { column: None, default: Some(default) });
+            }
         };
         let column = match table.remove("column") {
             Some(toml::Value::String(column)) => Some(column),

@@ -70,6 +70,15 @@ impl Model {
         Ok(Self { frequencies: config.rope_frequencies(), config, embedding, layers, norm, head })
     }
 
+    /// Bytes of weights as they are held.
+    pub fn weight_bytes(&self) -> u64 {
+        let width = match &self.embedding {
+            Embedding::F32(_) => 4,
+            Embedding::Bf16(_) => 2,
+        };
+        self.config.parameters() * width
+    }
+
     /// The model's shape.
     pub fn config(&self) -> &Config {
         &self.config

@@ -165,6 +165,7 @@ mod tests {
             sample_index,
             prompt_tokens: 3,
             cached_tokens: 0,
+            reused: false,
             result: Ok(Generated::default()),
             timing: Timing::default(),
         };

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::array::{
-    Array, ArrayRef, Float32Array, Float64Array, Int32Array, Int64Array, ListArray, StringArray,
-    StructArray,
+    Array, ArrayRef, BooleanArray, Float32Array, Float64Array, Int32Array, Int64Array, ListArray,
+    StringArray, StructArray, UInt16Array,
 };
 use arrow::buffer::{NullBuffer, OffsetBuffer};
 use arrow::datatypes::{DataType, Field, FieldRef, Fields};
@@ -181,7 +181,7 @@ pub(super) const COLUMNS: &[Column] = &[
         data_type: || DataType::Utf8,
         nullable: true,
         kind: Kind::Content,
-        meaning: "`eos`, the stop string, the stop token id, `max_tokens` or `context`; null if failed.",
+        meaning: "`eos`, the stop string, the stop token id, `max_tokens`, `context` or `constraint`; null if failed.",
         values: |rows| {
             strings(rows, |row| row.answer().map(|answer| answer.generated.stop.stop_reason()))
         },
@@ -228,6 +228,17 @@ pub(super) const COLUMNS: &[Column] = &[
         meaning: "Prompt tokens whose latents were already in the cache; null if failed.",
         values: |rows| {
             int32s(rows, |row| row.answer().map(|answer| int32(answer.generation.cached_tokens)))
+        },
+    },
+    Column {
+        name: "reused",
+        data_type: || DataType::Boolean,
+        nullable: true,
+        kind: Kind::Measured,
+        meaning: "Whether the answer of an identical greedy request was taken; null if failed.",
+        values: |rows| {
+            let values = rows.iter().map(|row| row.answer().map(|answer| answer.generation.reused));
+            Arc::new(values.collect::<BooleanArray>())
         },
     },
     Column {
@@ -323,6 +334,27 @@ pub(super) const COLUMNS: &[Column] = &[
                         &positions,
                         |position| Some(position.as_slice()),
                         |tokens| token_logprobs(tokens.copied()),
+                    )
+                },
+            )
+        },
+    },
+    Column {
+        name: "routed_experts",
+        data_type: || DataType::List(element(DataType::List(element(DataType::UInt16)))),
+        nullable: true,
+        kind: Kind::Optional(|include| include.routed_experts),
+        meaning: "For each of `token_ids` the experts of the position that chose it, ascending, layer after layer; null if failed.",
+        values: |rows| {
+            lists(
+                rows,
+                |row| row.generated().map(|generated| generated.routed_experts.as_slice()),
+                |positions| {
+                    let positions: Vec<&Vec<u16>> = positions.collect();
+                    lists(
+                        &positions,
+                        |position| Some(position.as_slice()),
+                        |experts| Arc::new(UInt16Array::from_iter_values(experts.copied())),
                     )
                 },
             )

@@ -97,6 +97,12 @@ pub enum OutputError {
         /// Arrow's words.
         source: ArrowError,
     },
+    /// The expert ledger could not be laid out.
+    #[error("the expert ledger could not be encoded")]
+    Experts {
+        /// Arrow's words.
+        source: ArrowError,
+    },
     /// The columns of a part could not be encoded.
     #[error("part `{part}` could not be encoded")]
     Encode {
@@ -135,7 +141,7 @@ impl OutputError {
             Self::PartTooLarge { .. } => {
                 "lower `output.rows_per_part` and choose another `output.path`"
             }
-            Self::Columns { .. } | Self::Encode { .. } => return None,
+            Self::Columns { .. } | Self::Experts { .. } | Self::Encode { .. } => return None,
         };
         Some(hint.to_owned())
     }

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use arrow::datatypes::Fields;
 use bytes::Bytes;
 
+use super::experts::{self, ExpertLoad};
 use super::footer::{self, MIN_PART_BYTES, PartFacts};
 use super::part::Encoder;
 use super::record::RECORD_PATH;
@@ -119,6 +120,13 @@ impl Output {
     pub fn write_report(&self, run_id: &str, json: &str) -> Result<(), OutputError> {
         let place = self.root.child(&format!("{RUNS_PATH}/{run_id}.json"));
         Ok(self.storage.put(&place, Bytes::from(json.to_owned()))?)
+    }
+
+    /// Stores where the tokens of a run were routed.
+    pub fn write_experts(&self, run_id: &str, loads: &[ExpertLoad]) -> Result<(), OutputError> {
+        let place = self.root.child(&format!("{RUNS_PATH}/{run_id}.experts.parquet"));
+        let bytes = experts::encode(loads).map_err(|source| OutputError::Experts { source })?;
+        Ok(self.storage.put(&place, bytes)?)
     }
 
     fn place(&self, id: &PartId) -> Location {

@@ -6,6 +6,7 @@ mod checksum;
 mod collect;
 mod columns;
 mod error;
+mod experts;
 mod folder;
 mod footer;
 mod metadata;
@@ -22,6 +23,7 @@ use crate::row::{Completion, Message, RowFailure};
 pub use checksum::content_checksum;
 pub use collect::{Collector, OpenPartition, RowFacts};
 pub use error::OutputError;
+pub use experts::ExpertLoad;
 pub use folder::{Committed, Output};
 pub use record::{JobFacts, JobRecord};
 pub use schema::{completion_schema, completion_schema_json};
@@ -45,6 +47,8 @@ pub struct Include {
     pub logprobs: bool,
     /// The most probable tokens of each position.
     pub top_logprobs: bool,
+    /// The routed experts of each token.
+    pub routed_experts: bool,
     /// The conversation with the completion as its last turn.
     pub messages: bool,
     /// The prompt's text as the model saw it.
@@ -53,8 +57,14 @@ pub struct Include {
 
 impl Include {
     /// Every optional column.
-    pub const ALL: Self =
-        Self { token_ids: true, logprobs: true, top_logprobs: true, messages: true, prompt: true };
+    pub const ALL: Self = Self {
+        token_ids: true,
+        logprobs: true,
+        top_logprobs: true,
+        routed_experts: true,
+        messages: true,
+        prompt: true,
+    };
 }
 
 /// How the pages of a part are compressed.

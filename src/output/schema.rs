@@ -109,6 +109,7 @@ fn arrow_type(data_type: &DataType) -> String {
                 .collect();
             format!("struct<{}>", fields.join(", "))
         }
+        DataType::Boolean => "bool".to_owned(),
         plain => plain.to_string().to_lowercase(),
     }
 }
@@ -116,6 +117,8 @@ fn arrow_type(data_type: &DataType) -> String {
 fn parquet_type(data_type: &DataType) -> String {
     match data_type {
         DataType::Utf8 => "BYTE_ARRAY (STRING)".to_owned(),
+        DataType::Boolean => "BOOLEAN".to_owned(),
+        DataType::UInt16 => "INT32 (UINT_16)".to_owned(),
         DataType::Int32 => "INT32".to_owned(),
         DataType::Int64 => "INT64".to_owned(),
         DataType::Float32 => "FLOAT".to_owned(),
@@ -143,8 +146,8 @@ mod tests {
         let schema = completion_schema(Include::ALL, &Fields::empty()).unwrap();
         let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
         let expected = "input row_index id sample_index status completion finish_reason stop_reason error_code \
-            error_message prompt_tokens completion_tokens cached_tokens queue_ms ttft_ms tpot_ms total_ms mean_batch \
-            token_ids logprobs top_logprobs messages prompt";
+            error_message prompt_tokens completion_tokens cached_tokens reused queue_ms ttft_ms tpot_ms total_ms mean_batch \
+            token_ids logprobs top_logprobs routed_experts messages prompt";
         assert_eq!(names, expected.split_whitespace().collect::<Vec<_>>());
     }
 

@@ -13,6 +13,9 @@ use crate::row::Prompt;
 /// How often an idle engine looks whether it shall stop.
 const IDLE: Duration = Duration::from_millis(50);
 
+/// Steps between two looks at all that waits.
+const FORESEE_EVERY: u64 = 32;
+
 /// Generates until no prompt can come any more, or until it shall stop.
 pub(super) fn generate(
     engine: &mut Engine,
@@ -42,7 +45,9 @@ pub(super) fn generate(
         progress.prompt_tokens.store(stats.prefilled_tokens, Relaxed);
         progress.completion_tokens.store(stats.generated_tokens, Relaxed);
         progress.running.store(engine.running() as u64, Relaxed);
-        progress.expected_tokens_left.store(engine.expected_tokens_left(), Relaxed);
+        if stats.steps.is_multiple_of(FORESEE_EVERY) {
+            progress.expected_tokens_left.store(engine.expected_tokens_left(), Relaxed);
+        }
     }
     Ok(())
 }

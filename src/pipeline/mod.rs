@@ -23,14 +23,14 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use self::commit::Tally;
 use self::progress::{Phase, Progress};
-use self::report::{Occupancy, Parts, Rows, RunReport, Seconds, Throughput, Tokens};
+use self::report::{Experts, Occupancy, Parts, Rows, RunReport, Seconds, Throughput, Tokens};
 use self::window::RowWindow;
-use crate::engine::{Engine, EngineSpec, EngineStats, Logprobs};
+use crate::engine::{Engine, EngineSpec, EngineStats, ExpertLedger, LayerLoad, Logprobs};
 use crate::input::Partition;
 use crate::job::{Dtype, Job};
 use crate::model::{Config, Model};
 use crate::ops::Held;
-use crate::output::{Output, Status};
+use crate::output::{ExpertLoad, Output, Status};
 
 pub use error::RunError;
 pub use prepare::Prepared;
@@ -44,6 +44,7 @@ const AUTO_CACHE_SHARE: u64 = 4;
 /// Runs a job: what its output lacks is generated and committed.
 pub fn run(job: &Job, progress: &Progress, stop: &Stop) -> Result<RunReport, RunError> {
     let start = Instant::now();
+    let run_id = run_id();
     let prepared = Prepared::new(job)?;
     let output = prepared.open_output(job)?;
     let committed = prepared.committed(&output)?;
@@ -71,6 +72,10 @@ pub fn run(job: &Job, progress: &Progress, stop: &Stop) -> Result<RunReport, Run
         let tally = drive(job, &prepared, (&pending, &output), &mut engine, (progress, stop))?;
         report.seconds.generate = begin.elapsed().as_secs_f64();
         fill(&mut report, tally, engine.stats());
+        report.memory.weight_bytes = engine.weight_bytes();
+        report.memory.cache_bytes = engine.cache_bytes();
+        report.experts = experts(engine.ledger());
+        output.write_experts(&run_id, &loads(engine.ledger()))?;
     }
     progress.enter(Phase::Done);
     report.complete = report.rows.before + report.rows.ok + report.rows.failed == report.rows.total
@@ -83,9 +88,9 @@ pub fn run(job: &Job, progress: &Progress, stop: &Stop) -> Result<RunReport, Run
     }
     report.interrupted = stop.requested() && !report.complete;
     report.seconds.total = start.elapsed().as_secs_f64();
-    report.peak_memory_bytes = memory::peak_bytes();
+    report.memory.peak_bytes = memory::peak_bytes();
     let json = serde_json::to_string_pretty(&report).expect("a report has text keys only");
-    output.write_report(&run_id(), &json)?;
+    output.write_report(&run_id, &json)?;
     Ok(report)
 }
 
@@ -122,6 +127,8 @@ fn load(job: &Job, prepared: &Prepared, progress: &Progress) -> Result<Engine, R
         max_sequences: job.batch.max_sequences,
         max_step_tokens: job.batch.max_step_tokens,
         cache_bytes: job.batch.cache_bytes.unwrap_or_else(|| auto_cache(model.config(), job)),
+        share_prefixes: job.batch.share_prefixes,
+        routed_experts: job.output.include.routed_experts,
         logprobs: Logprobs { chosen: job.output.include.logprobs, top: job.top_logprobs as usize },
     };
     Ok(Engine::new(model, prepared.text.clone(), spec)?)
@@ -181,6 +188,8 @@ fn fill(report: &mut RunReport, tally: Tally, stats: EngineStats) {
         prompt: tally.prompt_tokens,
         cached: tally.cached_tokens,
         completion: tally.completion_tokens,
+        recomputed: stats.recomputed_tokens,
+        reused_samples: stats.reused_samples,
     };
     report.ttft_ms = tally.ttft.percentiles();
     report.tpot_ms = tally.tpot.percentiles();
@@ -193,10 +202,31 @@ fn fill(report: &mut RunReport, tally: Tally, stats: EngineStats) {
     report.occupancy.steps = stats.steps;
     report.occupancy.mean_running = mean_running;
     report.occupancy.fraction = mean_running / report.occupancy.max_sequences as f64;
+    report.occupancy.tail_steps = stats.tail_steps;
     report.occupancy.preemptions = stats.preemptions;
 }
 
-/// A name that no other run has: when it ended, and which process it was.
+fn experts(ledger: &ExpertLedger) -> Experts {
+    let imbalances = ledger.layers().iter().map(LayerLoad::imbalance);
+    let worst = ledger.layers().iter().max_by(|a, b| a.imbalance().total_cmp(&b.imbalance()));
+    Experts {
+        layers: ledger.layers().len() as u64,
+        mean_imbalance: imbalances.sum::<f64>() / ledger.layers().len().max(1) as f64,
+        max_imbalance: worst.map_or(0.0, LayerLoad::imbalance),
+        worst_layer: worst.map_or(0, |load| load.layer as u64),
+    }
+}
+
+fn loads(ledger: &ExpertLedger) -> Vec<ExpertLoad> {
+    let of_layer = |load: &LayerLoad| {
+        let layer = load.layer;
+        let experts = load.routes.iter().enumerate();
+        experts.map(|(expert, &tokens)| ExpertLoad { layer, expert, tokens }).collect::<Vec<_>>()
+    };
+    ledger.layers().iter().flat_map(of_layer).collect()
+}
+
+/// A name that no other run has: when it began, and which process it was.
 fn run_id() -> String {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     format!("{:013}-{}", since.as_millis(), std::process::id())

@@ -11,7 +11,7 @@ use crate::input::{Input, Partition, PromptColumns};
 use crate::job::{Job, fingerprint};
 use crate::model::{self, Config, ModelError};
 use crate::output::{JobFacts, Output, PartId};
-use crate::prompt::{Encoder, Limits, TextModel};
+use crate::prompt::{Encoder, Grammars, Limits, PromptError, TextModel};
 use crate::storage::Storage;
 
 /// Bytes at each end of a weight file that go into its fingerprint.
@@ -46,6 +46,11 @@ impl Prepared {
         let encoder = Encoder::new(text.clone(), job.prompt.clone(), limits)?;
         if matches!(job.input.prompt, PromptColumns::Messages(_)) || job.prompt.system.is_some() {
             encoder.require_chat()?;
+        }
+        if let Some(constraint) = job.input.sampling.defaults().constraint() {
+            let grammars = Grammars::new(&text, config.vocab_size, &config.eos_token_ids)?;
+            let guide = grammars.guide(constraint);
+            guide.map_err(|message| PromptError::Constraint { message })?;
         }
         let storage = Storage::new()?;
         let input = Input::discover(&storage, job.input.clone(), job.rows_per_part)?;

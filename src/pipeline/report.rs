@@ -31,8 +31,10 @@ pub struct RunReport {
     pub tpot_ms: Percentiles,
     /// How full the batch was.
     pub occupancy: Occupancy,
-    /// Largest resident memory of the process, bytes.
-    pub peak_memory_bytes: u64,
+    /// Where tokens were routed.
+    pub experts: Experts,
+    /// What was held in memory.
+    pub memory: Memory,
 }
 
 /// Part counts.
@@ -72,6 +74,10 @@ pub struct Tokens {
     pub cached: u64,
     /// Generated tokens.
     pub completion: u64,
+    /// Tokens computed a second time, because their sequence had given its cache back.
+    pub recomputed: u64,
+    /// Samples that took the answer of an identical greedy request; their tokens count above.
+    pub reused_samples: u64,
 }
 
 /// Wall-clock times.
@@ -118,6 +124,32 @@ pub struct Occupancy {
     pub max_sequences: u64,
     /// `mean_running / max_sequences`.
     pub fraction: f64,
+    /// Steps with fewer than half of `max_sequences`: the tail, mostly.
+    pub tail_steps: u64,
     /// Sequences that had to give their cache back and start over.
     pub preemptions: u64,
+}
+
+/// How evenly the experts were used: the busiest expert of a layer ÷ the mean of its experts.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Experts {
+    /// Mixture layers.
+    pub layers: u64,
+    /// Mean over layers.
+    pub mean_imbalance: f64,
+    /// The worst layer's.
+    pub max_imbalance: f64,
+    /// Which layer that is.
+    pub worst_layer: u64,
+}
+
+/// Bytes.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Memory {
+    /// Largest resident memory of the process.
+    pub peak_bytes: u64,
+    /// The weights as they are held.
+    pub weight_bytes: u64,
+    /// The latent cache's limit; its memory is taken as it is used.
+    pub cache_bytes: u64,
 }

@@ -17,6 +17,12 @@ pub enum PromptError {
     /// The job has conversations and the model has no chat template.
     #[error("the model in `{}` has no chat template", folder.display())]
     NoChatTemplate { folder: PathBuf },
+    /// The tokenizer's tokens have no text that a constraint could be checked against.
+    #[error("constraints cannot be used with the tokenizer of `{}`: {message}", folder.display())]
+    Grammars { folder: PathBuf, message: String },
+    /// The job's own constraint cannot be used.
+    #[error("the job's constraint cannot be used: {message}")]
+    Constraint { message: String },
 }
 
 impl PromptError {
@@ -29,7 +35,10 @@ impl PromptError {
             Self::NoChatTemplate { .. } => Some(
                 "add chat_template.jinja to the folder, or give text with `input.prompt`".into(),
             ),
-            Self::Invalid { .. } | Self::Template { .. } => None,
+            Self::Constraint { .. } => {
+                Some("see `sampling.json_schema`, `sampling.regex` and `sampling.choice`".into())
+            }
+            Self::Invalid { .. } | Self::Template { .. } | Self::Grammars { .. } => None,
         }
     }
 }

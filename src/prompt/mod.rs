@@ -7,12 +7,14 @@ mod chat;
 mod detokenize;
 mod encode;
 mod error;
+mod grammar;
 mod tokenizer;
 
 pub use chat::ChatTemplate;
 pub use detokenize::Detokenizer;
 pub use encode::{Encoded, Encoder, Limits, PromptSpec, TooLong};
 pub use error::PromptError;
+pub use grammar::{Grammars, Guide, Mask};
 pub use tokenizer::TextModel;
 
 use std::sync::Arc;

@@ -49,6 +49,11 @@ impl TextModel {
         &self.folder
     }
 
+    /// The tokenizer as tokenizer.json has it.
+    pub(super) fn tokenizer_json(&self) -> String {
+        self.tokenizer.to_string(false).unwrap_or_default()
+    }
+
     /// The beginning-of-sequence token.
     pub fn bos_id(&self) -> Option<u32> {
         self.bos_id

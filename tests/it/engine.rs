@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use nightshift::engine::{Engine, EngineSpec, EngineStats, Logprobs};
-use nightshift::model::Model;
+use nightshift::model::{Config, Model};
 use nightshift::ops::Held;
 use nightshift::prompt::TextModel;
 use nightshift::row::{DrawKey, FailureCode, Generation, PartitionId, Prompt, RowRef, StopReason};
@@ -21,7 +21,9 @@ const PLENTY: EngineSpec = EngineSpec {
     max_sequences: 16,
     max_step_tokens: 2048,
     cache_bytes: 8 << 20,
+    share_prefixes: true,
     logprobs: Logprobs { chosen: true, top: 2 },
+    routed_experts: true,
 };
 
 fn engine(folder: &Path, held: Held, spec: EngineSpec) -> Engine {
@@ -78,14 +80,17 @@ fn mixed_prompts() -> Vec<Prompt> {
     (0..10).map(|i| prompt(i, tokens(i), kinds[i as usize / 2 % 3].clone())).collect()
 }
 
+type Fixed = (Vec<u32>, Vec<u32>, Vec<Vec<u16>>, StopReason);
+
 /// Everything of a completion that must not change, log-probabilities as bits.
-fn fixed(samples: &Samples) -> Vec<(Vec<u32>, Vec<u32>, StopReason)> {
+fn fixed(samples: &Samples) -> Vec<Fixed> {
     let bits = |x: &f32| x.to_bits();
     let fixed = |sample: &Generation| {
         let generated = sample.result.as_ref().unwrap();
         (
             generated.token_ids.clone(),
             generated.logprobs.iter().map(bits).collect(),
+            generated.routed_experts.clone(),
             generated.stop.clone(),
         )
     };
@@ -103,12 +108,13 @@ proptest! {
         threads in 1usize..3,
         rotation in 0usize..10,
         kind in 0usize..4,
+        share_prefixes: bool,
     ) {
         let folder = fixture(["a_v2like", "b_litelike"][kind % 2]);
         let held = [Held::F32, Held::Bf16][kind / 2];
         // 3 layers, 16 tokens a block, 48 elements a row.
         let cache_bytes = blocks * 3 * 16 * 48 * 4;
-        let spec = EngineSpec { max_sequences, max_step_tokens, cache_bytes, threads, ..PLENTY };
+        let spec = EngineSpec { max_sequences, max_step_tokens, cache_bytes, threads, share_prefixes, ..PLENTY };
         let mut prompts = mixed_prompts();
         let (expected, _) = generate(engine(&folder, held, PLENTY), prompts.clone());
         prompts.rotate_left(rotation);
@@ -126,7 +132,7 @@ fn a_full_cache_preempts_and_changes_nothing() {
     let (expected, _) = generate(engine(&folder, Held::F32, PLENTY), prompts());
     let spec = EngineSpec { cache_bytes: 12 * 3 * 16 * 48 * 4, ..PLENTY };
     let (found, stats) = generate(engine(&folder, Held::F32, spec), prompts());
-    assert!(stats.preemptions > 0, "{stats:?}");
+    assert!(stats.preemptions > 0 && stats.recomputed_tokens > 0, "{stats:?}");
     assert_eq!(fixed(&found), fixed(&expected));
 }
 
@@ -139,6 +145,195 @@ fn samples_of_one_prompt_share_its_cache() {
     let cached: u32 = samples.values().map(|sample| sample.cached_tokens).sum();
     assert_eq!(cached, 3 * 96);
     assert_eq!(stats.prefilled_tokens, 100 + 3 * 4);
+}
+
+#[test]
+fn a_batch_of_256_gives_the_bits_of_a_batch_of_1() {
+    let sampling = |i: u32| Sampling {
+        max_tokens: 4 + i % 9,
+        ignore_eos: true,
+        temperature: (i % 2) as f32,
+        ..Sampling::default()
+    };
+    let prompts = || (0..300).map(|i| prompt(i, vec![i; 1 + i as usize % 20], sampling(i)));
+    let one = EngineSpec { max_sequences: 1, ..PLENTY };
+    let (expected, _) = generate(engine(&fixture("a_v2like"), Held::F32, one), prompts());
+    let many = EngineSpec { max_sequences: 256, threads: 2, cache_bytes: 32 << 20, ..PLENTY };
+    let (found, stats) = generate(engine(&fixture("a_v2like"), Held::F32, many), prompts());
+    assert!(stats.sequence_steps / stats.steps > 60, "{stats:?}");
+    assert_eq!(fixed(&found), fixed(&expected));
+}
+
+#[test]
+fn nothing_is_shared_unless_it_may_be() {
+    let sampling = Sampling { n: 4, temperature: 1.0, max_tokens: 4, ..Sampling::default() };
+    let prompts = || [prompt(0, (0..100).map(|i| i * 3 % 400).collect(), sampling.clone())];
+    let (shared, _) = generate(engine(&fixture("b_litelike"), Held::F32, PLENTY), prompts());
+    let alone = EngineSpec { share_prefixes: false, ..PLENTY };
+    let (samples, stats) = generate(engine(&fixture("b_litelike"), Held::F32, alone), prompts());
+    assert!(samples.values().all(|sample| sample.cached_tokens == 0));
+    assert_eq!(stats.prefilled_tokens, 400);
+    assert_eq!(fixed(&samples), fixed(&shared));
+}
+
+#[test]
+fn identical_greedy_requests_are_computed_once() {
+    let greedy = Sampling { max_tokens: 9, n: 2, ..Sampling::default() };
+    let other = Sampling { seed: 7, n: 1, ..greedy.clone() };
+    let longer = Sampling { max_tokens: 10, ..greedy.clone() };
+    let warm = Sampling { temperature: 0.9, ..greedy.clone() };
+    let prompts = [
+        prompt(0, vec![5; 30], greedy.clone()),
+        prompt(1, vec![5; 30], other),
+        prompt(2, vec![5; 30], longer),
+        prompt(3, vec![6; 30], greedy),
+        prompt(4, vec![5; 30], warm.clone()),
+        prompt(5, vec![5; 30], warm),
+    ];
+    let (samples, stats) = generate(engine(&fixture("a_v2like"), Held::F32, PLENTY), prompts);
+    let reused: Vec<_> = samples.iter().filter(|(_, s)| s.reused).map(|(key, _)| *key).collect();
+    assert_eq!(reused, [(0, 1), (1, 0), (2, 1), (3, 1)]);
+    assert_eq!(stats.reused_samples, 4);
+    assert_eq!(samples[&(1, 0)].result, samples[&(0, 0)].result);
+    assert_eq!(samples[&(1, 0)].cached_tokens, 30);
+}
+
+#[test]
+fn an_answer_is_kept_for_requests_that_come_later() {
+    let mut engine = engine(&fixture("a_v2like"), Held::F32, PLENTY);
+    let sampling = Sampling { max_tokens: 5, ..Sampling::default() };
+    let mut answers = Vec::new();
+    for row in 0..3 {
+        engine.submit(prompt(row, vec![9; 10], sampling.clone()), Instant::now());
+        while !engine.is_idle() {
+            answers.extend(engine.step().unwrap());
+        }
+    }
+    assert_eq!(answers.iter().map(|a| a.reused).collect::<Vec<_>>(), [false, true, true]);
+    assert!(answers.iter().all(|answer| answer.result == answers[0].result));
+    assert_eq!(
+        engine.stats().generated_tokens as usize,
+        answers[0].result.as_ref().unwrap().token_ids.len()
+    );
+}
+
+#[test]
+fn the_ledger_counts_every_route() {
+    let mut engine = engine(&fixture("a_v2like"), Held::F32, PLENTY);
+    let sampling = Sampling { max_tokens: 6, ignore_eos: true, ..Sampling::default() };
+    let config = Config::load(&fixture("a_v2like")).unwrap();
+    let moe = config.moe.clone().unwrap();
+    engine.submit(prompt(0, vec![3; 10], sampling), Instant::now());
+    let mut samples = Vec::new();
+    while !engine.is_idle() {
+        samples.extend(engine.step().unwrap());
+    }
+    // 10 prompt tokens and all generated ones but the last, which is never fed back.
+    let tokens = 10 + 5;
+    for load in engine.ledger().layers() {
+        assert_eq!(load.routes.iter().sum::<u64>(), tokens * moe.experts_per_token as u64);
+        assert!(load.layer >= moe.first_layer && load.imbalance() >= 1.0);
+    }
+    assert_eq!(engine.ledger().layers().len(), config.layers - moe.first_layer);
+    let routes = &samples[0].result.as_ref().unwrap().routed_experts;
+    assert_eq!(routes.len(), 6);
+    let width = engine.ledger().layers().len() * moe.experts_per_token;
+    assert!(routes.iter().all(
+        |r| r.len() == width && r.chunks(moe.experts_per_token).all(|layer| layer.is_sorted())
+    ));
+}
+
+/// The text of each row under its constraint, or the code of its failure.
+fn constrained(sampling: impl IntoIterator<Item = Sampling>) -> Vec<Result<String, FailureCode>> {
+    let folder = fixture("a_v2like");
+    let text = TextModel::load(&folder).unwrap();
+    let prompts = sampling.into_iter().enumerate();
+    let prompts = prompts.map(|(i, sampling)| prompt(i as u32, vec![i as u32 + 5; 4], sampling));
+    let (samples, _) = generate(engine(&folder, Held::F32, PLENTY), prompts);
+    let outcome = |sample: Generation| match sample.result {
+        Ok(generated) => {
+            let eos = usize::from(generated.stop == StopReason::Eos);
+            Ok(text.decode(&generated.token_ids[..generated.token_ids.len() - eos], true))
+        }
+        Err(failure) => Err(failure.code),
+    };
+    samples.into_values().map(outcome).collect()
+}
+
+#[test]
+fn completions_meet_their_constraints() {
+    let schema = r#"{"type": "object", "properties": {"name": {"enum": ["Ann", "Bob"]},
+        "ages": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99},
+        "minItems": 2, "maxItems": 3}}, "required": ["name", "ages"], "additionalProperties": false}"#;
+    let free = Sampling { max_tokens: 200, temperature: 1.0, ..Sampling::default() };
+    let json = Sampling { json_schema: Some(schema.into()), ..free.clone() };
+    let regex = Sampling { regex: Some("[a-f]{3}-[0-9]{2,4}".into()), ..free.clone() };
+    let choice = Sampling { choice: vec!["yes (1)".into(), "no".into()], ..free.clone() };
+    let many = (0..8).flat_map(|_| [json.clone(), regex.clone(), choice.clone()]);
+    for (index, text) in constrained(many).into_iter().enumerate() {
+        let text = text.unwrap();
+        let (head, tail) = text.split_once('-').unwrap_or_default();
+        match index % 3 {
+            0 => {
+                let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+                assert!(value["name"] == "Ann" || value["name"] == "Bob", "{text}");
+                assert!((2..=3).contains(&value["ages"].as_array().unwrap().len()), "{text}");
+            }
+            1 => assert!(
+                head.len() == 3
+                    && head.chars().all(|c| ('a'..='f').contains(&c))
+                    && (2..=4).contains(&tail.len())
+                    && tail.chars().all(|c| c.is_ascii_digit()),
+                "{text}"
+            ),
+            _ => assert!(text == "yes (1)" || text == "no", "{text}"),
+        }
+    }
+}
+
+#[test]
+fn constraints_that_cannot_be_met_cost_one_row_each() {
+    let plain = Sampling { max_tokens: 5, ..Sampling::default() };
+    let with = |change: fn(&mut Sampling)| {
+        let mut sampling = plain.clone();
+        change(&mut sampling);
+        sampling
+    };
+    let outcomes = constrained([
+        with(|s| s.regex = Some("[0-9]{40}".into())),
+        with(|s| s.regex = Some("(".into())),
+        with(|s| s.json_schema = Some("{".into())),
+        with(|s| s.json_schema = Some(r#"{"type": "strin"}"#.into())),
+        with(|s| (s.choice, s.min_tokens) = (vec!["a".into()], 4)),
+        with(|s| s.choice = vec!["a".into(), "b".into()]),
+    ]);
+    assert_eq!(outcomes[0], Err(FailureCode::ConstraintUnmet));
+    assert_eq!(outcomes[1], Err(FailureCode::InvalidConstraint));
+    assert_eq!(outcomes[2], Err(FailureCode::InvalidConstraint));
+    assert_eq!(outcomes[3], Err(FailureCode::InvalidConstraint));
+    assert!(outcomes[5].is_ok(), "{outcomes:?}");
+}
+
+#[test]
+fn a_stop_string_stays_if_it_shall() {
+    let folder = fixture("a_v2like");
+    let ended = |include_stop: bool| {
+        let sampling = Sampling {
+            max_tokens: 200,
+            temperature: 1.0,
+            ignore_eos: true,
+            stop: vec!["e".into()],
+            include_stop,
+            ..Sampling::default()
+        };
+        let (samples, _) =
+            generate(engine(&folder, Held::F32, PLENTY), [prompt(0, vec![8; 5], sampling)]);
+        match &samples[&(0, 0)].result.as_ref().unwrap().stop {
+            StopReason::StopString { text_end, .. } => *text_end,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(ended(true), ended(false) + 1);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Float32Type, Int32Type, Int64Type};
 use arrow::record_batch::RecordBatchReader;
+use nightshift::model::Config;
 use nightshift::output::content_checksum;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::{Value, json};
@@ -94,7 +95,7 @@ fn model(name: &str) -> String {
 }
 
 fn tiny() -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/tiny").display().to_string()
+    model("a_v2like")
 }
 
 fn chat_rows(count: usize) -> String {
@@ -176,7 +177,7 @@ fn batch_limits_threads_and_cache_change_no_byte() {
     let bench = Bench::new(
         &chat_rows(40),
         &chat_job(
-            "[sampling]\nmax_tokens = 24\ntemperature = 0.9\nn = 2\n[output]\npath = 'out'\nrows_per_part = 7\ninclude = ['token_ids', 'logprobs']\n",
+            "[sampling]\nmax_tokens = 24\ntemperature = 0.9\nn = 2\n[output]\npath = 'out'\nrows_per_part = 7\ninclude = ['token_ids', 'logprobs', 'routed_experts']\n",
         ),
     );
     let mut expected = None;
@@ -185,6 +186,7 @@ fn batch_limits_threads_and_cache_change_no_byte() {
         &["batch.max_sequences=64"],
         &["batch.max_sequences=5", "batch.max_step_tokens=9", "devices.threads=2"],
         &["batch.cache=60000", "batch.window_rows=3"],
+        &["batch.share_prefixes=false", "batch.max_sequences=256"],
     ]
     .iter()
     .enumerate()
@@ -199,6 +201,73 @@ fn batch_limits_threads_and_cache_change_no_byte() {
         assert_eq!(found.len(), 6);
         assert_eq!(&found, expected.get_or_insert(found.clone()), "{set:?}");
     }
+}
+
+/// Memory beside weights and cache: the program, 8,192 rows of the window, parts in the making.
+const OTHER_MEMORY: u64 = 256 << 20;
+
+#[test]
+fn a_long_job_stays_within_its_memory_and_reports_it() {
+    let row = |i: usize| format!("{{\"ids\": [{}, {}, 3, 7, 9, 11]}}\n", i % 470, i / 470);
+    let bench = Bench::new(
+        &(0..200_000).map(row).collect::<String>(),
+        &format!(
+            "[model]\npath = '{}'\n[input]\npaths = ['rows.jsonl']\nprompt_token_ids = 'ids'\n[sampling]\nmax_tokens = 2\nignore_eos = true\n[batch]\ncache = '8MiB'\n[output]\npath = 'out'\n",
+            model("a_v2like")
+        ),
+    );
+    let run = bench.run(&["--json"]);
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let report: Value = serde_json::from_slice(&run.stdout).unwrap();
+    assert_eq!(report["rows"]["ok"], 200_000);
+    let bytes = |name: &str| report["memory"][name].as_u64().unwrap();
+    assert_eq!(bytes("cache_bytes"), 8 << 20);
+    let allowed = bytes("weight_bytes") + bytes("cache_bytes") + OTHER_MEMORY;
+    assert!((1..=allowed).contains(&bytes("peak_bytes")), "{} of {allowed}", bytes("peak_bytes"));
+}
+
+#[test]
+fn a_run_leaves_its_expert_ledger() {
+    let bench = Bench::new(&chat_rows(9), &chat_job("[output]\npath = 'out'\n"));
+    let run = bench.run(&["--json"]);
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let report: Value = serde_json::from_slice(&run.stdout).unwrap();
+    let runs = std::fs::read_dir(bench.path("out/_nightshift/runs")).unwrap();
+    let mut ledgers = runs
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.to_string_lossy().ends_with(".experts.parquet"));
+    let rows = read(&ledgers.next().unwrap());
+    assert!(ledgers.next().is_none());
+    let tokens = rows.column_by_name("tokens").unwrap().as_primitive::<Int64Type>();
+    let layers = rows.column_by_name("layer").unwrap().as_primitive::<Int32Type>();
+    let config = Config::load(Path::new(&tiny())).unwrap();
+    let moe = config.moe.clone().unwrap();
+    assert_eq!(rows.num_rows(), (config.layers - moe.first_layer) * moe.routed_experts);
+    assert_eq!(layers.value(0) as usize, moe.first_layer);
+    let of_first: i64 = tokens.values()[..moe.routed_experts].iter().sum();
+    assert!(of_first > 0 && of_first % moe.experts_per_token as i64 == 0);
+    assert_eq!(report["experts"]["layers"], config.layers - moe.first_layer);
+    assert!(report["experts"]["max_imbalance"].as_f64().unwrap() >= 1.0);
+}
+
+#[test]
+fn a_constraint_holds_for_every_row_and_a_bad_one_is_refused_at_once() {
+    let job =
+        |sampling: &str| chat_job(&format!("[sampling]\n{sampling}\n[output]\npath = 'out'\n"));
+    let bench =
+        Bench::new(&chat_rows(20), &job("choice = ['yes', 'no', 'maybe']\ntemperature = 1.0"));
+    assert!(bench.run(&[]).status.success());
+    let rows = bench.rows("out");
+    let of = |row| text(&rows, "completion", row);
+    assert!((0..20).all(|row| ["yes", "no", "maybe"].contains(&of(row))), "{}", of(0));
+    assert!((0..20).all(|row| ["constraint", "eos"].contains(&text(&rows, "stop_reason", row))));
+    bench.write_job(&job("regex = '('"));
+    let refused = bench.run(&[]);
+    assert_eq!(refused.status.code(), Some(1));
+    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(message.contains("constraint cannot be used"), "{message}");
+    bench.write_job(&job("regex = 'a'\nchoice = ['b']"));
+    assert_eq!(bench.run(&[]).status.code(), Some(2));
 }
 
 #[test]

@@ -108,6 +108,7 @@ fn ok(offset: u32, sample_index: u32, tokens: u32) -> Completion {
         token_ids: (0..tokens).collect(),
         logprobs: (0..tokens).map(|token| -(token as f32)).collect(),
         top_logprobs: (0..tokens).map(|token| (0..token).map(logprob).collect()).collect(),
+        routed_experts: (0..tokens).map(|token| vec![token as u16, 9]).collect(),
         stop: StopReason::StopToken(7),
     };
     let timing = Timing {
@@ -138,7 +139,15 @@ fn generation(
     timing: Timing,
 ) -> Generation {
     let row = RowRef { partition: PartitionId(0), offset };
-    Generation { row, sample_index, prompt_tokens: 3, cached_tokens: 1, result, timing }
+    Generation {
+        row,
+        sample_index,
+        prompt_tokens: 3,
+        cached_tokens: 1,
+        reused: false,
+        result,
+        timing,
+    }
 }
 
 fn part(
@@ -365,7 +374,7 @@ fn parts_without_rows_or_without_ok_rows_have_the_full_schema() {
         let id = part.id.clone();
         output.commit(part).unwrap();
         let rows = world.read(&id);
-        assert_eq!((rows.num_rows(), rows.num_columns()), (expected_rows, 24));
+        assert_eq!((rows.num_rows(), rows.num_columns()), (expected_rows, 26));
         assert!(column(&rows, "completion").null_count() == expected_rows);
     }
 }
@@ -381,8 +390,8 @@ fn optional_columns_are_there_only_if_asked_for() {
         .commit(part)
         .unwrap();
     let schema = world.read(&id).schema();
-    assert_eq!(schema.fields().len(), 19);
-    assert_eq!(schema.field(18).name(), "logprobs");
+    assert_eq!(schema.fields().len(), 20);
+    assert_eq!(schema.field(19).name(), "logprobs");
 }
 
 #[test]

@@ -222,7 +222,7 @@ fn the_ledger_counts_every_route() {
     let mut engine = engine(&fixture("a_v2like"), Held::F32, PLENTY);
     let sampling = Sampling { max_tokens: 6, ignore_eos: true, ..Sampling::default() };
     let config = Config::load(&fixture("a_v2like")).unwrap();
-    let moe = config.moe.clone().unwrap();
+    let moe = config.moe.unwrap();
     engine.submit(prompt(0, vec![3; 10], sampling), Instant::now());
     let mut samples = Vec::new();
     while !engine.is_idle() {

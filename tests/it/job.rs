@@ -241,7 +241,7 @@ fn a_run_leaves_its_expert_ledger() {
     let tokens = rows.column_by_name("tokens").unwrap().as_primitive::<Int64Type>();
     let layers = rows.column_by_name("layer").unwrap().as_primitive::<Int32Type>();
     let config = Config::load(Path::new(&tiny())).unwrap();
-    let moe = config.moe.clone().unwrap();
+    let moe = config.moe.unwrap();
     assert_eq!(rows.num_rows(), (config.layers - moe.first_layer) * moe.routed_experts);
     assert_eq!(layers.value(0) as usize, moe.first_layer);
     let of_first: i64 = tokens.values()[..moe.routed_experts].iter().sum();

@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::sampling::Sampling;
 
 /// A partition's number within one run: its place in the list of all partitions.
@@ -20,7 +22,7 @@ pub struct RowRef {
 }
 
 /// One turn of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     /// `system`, `user` or `assistant`.
     pub role: String,
@@ -102,8 +104,44 @@ pub struct Generation {
     pub timing: Timing,
 }
 
+/// A prompt with what earlier runs generated of its samples.
+#[derive(Clone, Debug)]
+pub struct Work {
+    /// The prompt.
+    pub prompt: Prompt,
+    /// Samples that need nothing any more.
+    pub ended: Vec<u32>,
+    /// Samples that go on from where they were.
+    pub carried: Vec<Carried>,
+}
+
+impl From<Prompt> for Work {
+    fn from(prompt: Prompt) -> Self {
+        Self { prompt, ended: Vec::new(), carried: Vec::new() }
+    }
+}
+
+/// What an earlier run generated of one sample.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Carried {
+    /// 0-based index among the row's samples.
+    pub sample_index: u32,
+    /// Prompt length in tokens.
+    pub prompt_tokens: u32,
+    /// Prompt tokens whose latents were already in the cache.
+    pub cached_tokens: u32,
+    /// Whether another row's answer was taken.
+    pub reused: bool,
+    /// The tokens so far; `stop` means something only if it ended.
+    pub generated: Generated,
+    /// Whether the sample ended.
+    pub ended: bool,
+    /// When things happened, if it ended.
+    pub timing: Timing,
+}
+
 /// The tokens of one sample.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Generated {
     /// Generated ids, the stopping token included.
     pub token_ids: Vec<u32>,
@@ -120,7 +158,7 @@ pub struct Generated {
 }
 
 /// A token id with its natural-log probability.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TokenLogprob {
     /// The token.
     pub token_id: u32,
@@ -129,7 +167,7 @@ pub struct TokenLogprob {
 }
 
 /// Why a sample ended.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StopReason {
     /// The model's end-of-sequence token.
     Eos,
@@ -176,7 +214,7 @@ impl StopReason {
 }
 
 /// Durations of one sample, from the monotonic clock.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Timing {
     /// From entering the engine's queue to admission to the running batch.
     pub queue: Duration,

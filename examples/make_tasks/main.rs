@@ -113,7 +113,7 @@ fn task(family: Family, arguments: &Arguments, random: &mut Random) -> Task {
         let task = match family {
             Family::Arithmetic => numbers::arithmetic(random),
             Family::Sort => numbers::order(random),
-            Family::Words => words::task(random),
+            Family::Words => words::task(random, arguments.split == Split::Train),
             Family::Story => stories::task(random),
             Family::Needle => retrieval::task(random, arguments.needle_tokens),
             Family::Json => records::task(random),

@@ -41,9 +41,12 @@ pub(crate) fn any_word(random: &mut Random) -> String {
     }
 }
 
-pub(crate) fn task(random: &mut Random) -> Task {
+/// Lists have 2 to 8 words. With `drill` some are longer: they teach copying, since each word of theirs
+/// must be found by what stands before it.
+pub(crate) fn task(random: &mut Random, drill: bool) -> Task {
     let kind = random.below(4);
-    let count = random.between(2, 8);
+    let long = drill && kind < 2 && random.chance(50);
+    let count = if long { random.between(9, 40) } else { random.between(2, 8) };
     let words: Vec<String> = (0..count).map(|_| any_word(random)).collect();
     if kind == 3 {
         return occurrences(words, random);

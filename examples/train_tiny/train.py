@@ -23,7 +23,7 @@ CHUNK = 8_000
 # A batch is so many groups of rows of like length: one alone would be all of one family.
 GROUPS = 4
 # Texts around needles grow while training goes on: (share of the steps, longest text in tokens).
-LENGTHS = ((0.25, 128), (0.5, 512), (1.0, 2400))
+LENGTHS = ((0.25, 128), (0.75, 512), (1.0, 2400))
 
 
 def main():

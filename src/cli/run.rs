@@ -1,6 +1,7 @@
 //! `nightshift run`: the main job.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -8,7 +9,7 @@ use super::display::Display;
 use super::exit::Exit;
 use super::{JobArgs, LogArgs, summary, terminal};
 use crate::job::Job;
-use crate::pipeline::{self, Stop, progress::Progress};
+use crate::pipeline::{self, Shard, Stop, progress::Progress};
 
 /// Runs a job, or continues it: generates what its output lacks.
 #[derive(Debug, Args)]
@@ -17,6 +18,10 @@ pub(super) struct RunArgs {
     job: PathBuf,
     #[command(flatten)]
     overrides: JobArgs,
+    /// Takes only this share of the parts: `0/8` to `7/8`, or `auto` in a Slurm array or a Kubernetes
+    /// indexed job.
+    #[arg(long, value_name = "I/N")]
+    shard: Option<String>,
     /// Prints the run's report as JSON to stdout.
     #[arg(long)]
     json: bool,
@@ -36,11 +41,20 @@ pub(super) fn run(args: RunArgs) -> Exit {
             return Exit::Usage;
         }
     };
+    let shard =
+        args.shard.as_deref().map(|text| Shard::parse(text, |name| std::env::var(name).ok()));
+    let shard = match shard.transpose() {
+        Ok(shard) => shard,
+        Err(message) => {
+            terminal::say(&format!("error: --shard: {message}"));
+            return Exit::Usage;
+        }
+    };
     let (progress, stop) = (Progress::default(), Stop::default());
-    watch_signals(stop.clone());
+    watch_signals(stop.clone(), job.run.drain);
     let result = std::thread::scope(|scope| {
         let display = Display::start(scope, &progress, args.quiet);
-        let result = pipeline::run(&job, &progress, &stop);
+        let result = pipeline::run(&job, shard, &progress, &stop);
         display.end();
         result
     });
@@ -67,8 +81,9 @@ pub(super) fn run(args: RunArgs) -> Exit {
     }
 }
 
-/// The first SIGINT or SIGTERM ends the run politely, the second at once.
-fn watch_signals(stop: Stop) {
+/// The first SIGINT or SIGTERM ends the run politely, the second at once, as does the end of the time
+/// that the first one has.
+fn watch_signals(stop: Stop, drain: Duration) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let Ok(runtime) = runtime else {
         tracing::warn!("signals cannot be watched: an interrupt ends the process at once");
@@ -78,8 +93,12 @@ fn watch_signals(stop: Stop) {
         runtime.block_on(async {
             signal().await;
             stop.request();
-            terminal::say("stopping: finished parts are committed; again to stop at once");
-            signal().await;
+            terminal::say(
+                "stopping: finished parts are committed, the rest is journalled; again to stop at once",
+            );
+            if tokio::time::timeout(drain, signal()).await.is_err() {
+                terminal::say("stopping took too long: the run ends without its last journal");
+            }
             std::process::exit(Exit::Interrupted as i32);
         });
     });

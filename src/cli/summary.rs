@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::pipeline::report::{Percentiles, RunReport};
+use crate::pipeline::report::{Percentiles, RunReport, ShardReport};
 
 /// The final summary, aligned.
 pub(super) fn of_run(report: &RunReport) -> String {
@@ -25,6 +25,17 @@ pub(super) fn of_run(report: &RunReport) -> String {
                 "{} of {} parts with {} rows were there already",
                 parts.before, parts.total, rows.before
             ),
+        );
+    }
+    if let Some(shard) = &report.shard {
+        let ShardReport { index, of, parts, done } = shard;
+        line("shard", format!("{index} of {of}: {done} of its {parts} open parts are done"));
+    }
+    if tokens.carried_samples > 0 {
+        let (samples, tokens) = (tokens.carried_samples, tokens.carried_tokens);
+        line(
+            "carried",
+            format!("{samples} samples from the journal, {tokens} tokens of begun ones"),
         );
     }
     if rows.failed_before > 0 {
@@ -125,6 +136,7 @@ mod tests {
                 completion: 2000,
                 recomputed: 7,
                 reused_samples: 3,
+                ..Tokens::default()
             },
             seconds: Seconds { plan: 0.1, load: 0.2, generate: 4.0, total: 4.3 },
             throughput: Throughput {

@@ -53,7 +53,12 @@ impl Guides {
     }
 
     /// Begins to compile a sequence's constraint, if it has one.
-    pub(super) fn begin(&self, sampling: &Arc<Sampling>) -> Result<Option<Guide>, String> {
+    /// Its first tokens may be `generated` already.
+    pub(super) fn begin(
+        &self,
+        sampling: &Arc<Sampling>,
+        generated: Vec<u32>,
+    ) -> Result<Option<Guide>, String> {
         if sampling.constraint().is_none() {
             return Ok(None);
         }
@@ -62,7 +67,10 @@ impl Guides {
         let (grammars, sampling) = (grammars.clone(), sampling.clone());
         pool.spawn(move || {
             let constraint = sampling.constraint().expect("it was there above");
-            let ready = grammars.guide(constraint).and_then(with_mask);
+            let ready = grammars.guide(constraint).and_then(|mut state| {
+                generated.iter().try_for_each(|&token| state.accept(token))?;
+                with_mask(state)
+            });
             // Nobody waits for a sequence that is gone.
             let _ = send.send(ready);
         });

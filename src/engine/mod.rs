@@ -32,7 +32,9 @@ use crate::batch::{Lengths, Order};
 use crate::model::{Config, Model};
 use crate::ops::{BLOCK_TOKENS, Form, LatentPool, Routing};
 use crate::prompt::TextModel;
-use crate::row::{FailureCode, Generated, Generation, Prompt, RowFailure, StopReason};
+use crate::row::{
+    Carried, FailureCode, Generated, Generation, Prompt, RowFailure, RowRef, StopReason, Work,
+};
 
 pub use error::EngineError;
 pub use ledger::{ExpertLedger, LayerLoad};
@@ -110,16 +112,15 @@ impl Engine {
             * (blocks * max_sequences) as u64
     }
 
-    /// Queues all samples of a prompt.
-    pub fn submit(&mut self, prompt: Prompt, received: Instant) {
+    /// Queues the samples of a prompt that did not end yet; they go on from where they were.
+    pub fn submit(&mut self, work: impl Into<Work>, received: Instant) {
+        let Work { prompt, ended, mut carried } = work.into();
         let hashes = match prompt.tokens.split_last() {
             // The last prompt token is always computed: its logits give the first generated one.
             Some((_, rest)) if self.spec.share_prefixes => blocks::prefix_hashes(rest),
             _ => Vec::new(),
         };
-        let refused = (prompt.tokens.len() >= self.scheduler.max_tokens())
-            .then(|| self.no_room(prompt.tokens.len()));
-        for sample_index in 0..prompt.sampling.n {
+        for sample_index in (0..prompt.sampling.n).filter(|index| !ended.contains(index)) {
             let twin = Twin { row: prompt.row, sample_index, received };
             match self.twins.meet(&prompt, twin) {
                 Met::First => {}
@@ -132,9 +133,18 @@ impl Engine {
             }
             let (order, mut sequence) = self.sequence(&prompt, sample_index, received);
             sequence.hashes = hashes.clone();
-            let guide = match &refused {
-                Some(failure) => Err(failure.clone()),
-                None => self.guides.begin(&prompt.sampling).map_err(invalid_constraint),
+            if let Some(at) = carried.iter().position(|c| c.sample_index == sample_index) {
+                sequence.carry_on(carried.swap_remove(at));
+                self.stats.carried_samples += 1;
+                self.stats.carried_tokens += sequence.completion_tokens() as u64;
+            }
+            let length = sequence.tokens.len();
+            let guide = match length >= self.scheduler.max_tokens() {
+                true => Err(self.no_room(length)),
+                false => {
+                    let generated = sequence.tokens[prompt.tokens.len()..].to_vec();
+                    self.guides.begin(&prompt.sampling, generated).map_err(invalid_constraint)
+                }
             };
             match guide {
                 Ok(guide) => {
@@ -184,6 +194,14 @@ impl Engine {
     /// Running sequences.
     pub fn running(&self) -> usize {
         self.scheduler.running.len()
+    }
+
+    /// What is generated of samples that did not end.
+    pub fn in_flight(&self) -> Vec<(RowRef, Carried)> {
+        let running = self.scheduler.running.iter().map(|(_, sequence)| sequence);
+        let waiting = self.scheduler.waiting.in_order().map(|(_, sequence)| sequence);
+        let begun = running.chain(waiting).filter(|sequence| sequence.completion_tokens() > 0);
+        begun.map(|sequence| (sequence.prompt.row, sequence.carried())).collect()
     }
 
     /// Tokens that waiting and running sequences are expected to take yet.

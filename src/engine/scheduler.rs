@@ -145,7 +145,9 @@ impl Scheduler {
             sequence.cached = sequence.blocks.len() * BLOCK_TOKENS;
             if sequence.clock.admitted.is_none() {
                 sequence.clock.admitted = Some(now);
-                sequence.cached_tokens = sequence.cached as u32;
+                if sequence.completion_tokens() == 0 {
+                    sequence.cached_tokens = sequence.cached as u32;
+                }
             }
             let index = self.running.len();
             let pending = sequence.pending();

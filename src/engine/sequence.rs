@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::blocks::PrefixHash;
 use super::guide::Guide;
 use super::stop::StopWatch;
-use crate::row::{Generated, Generation, Prompt, RowFailure, StopReason, Timing};
+use crate::row::{Carried, Generated, Generation, Prompt, RowFailure, StopReason, Timing};
 
 /// A sequence, waiting or running.
 pub(super) struct Sequence {
@@ -82,6 +82,30 @@ impl Sequence {
     /// Tokens that the model has yet to see before the next one can be chosen.
     pub(super) fn pending(&self) -> usize {
         self.tokens.len() - self.cached
+    }
+
+    /// Goes on where an earlier run stopped.
+    pub(super) fn carry_on(&mut self, carried: Carried) {
+        let Carried { cached_tokens, generated, .. } = carried;
+        self.cached_tokens = cached_tokens;
+        for (&token, count) in generated.token_ids.iter().zip(1..) {
+            // Had it met a stop, the sample would have ended.
+            let _ = self.watch.as_mut().map(|w| w.push(token, &self.prompt.sampling, count));
+        }
+        self.tokens.extend(&generated.token_ids);
+        self.generated = Generated { token_ids: Vec::new(), ..generated };
+    }
+
+    /// What a later run needs to go on.
+    pub(super) fn carried(&self) -> Carried {
+        let token_ids = self.tokens[self.prompt.tokens.len()..].to_vec();
+        Carried {
+            sample_index: self.sample_index,
+            prompt_tokens: self.prompt.tokens.len() as u32,
+            cached_tokens: self.cached_tokens,
+            generated: Generated { token_ids, ..self.generated.clone() },
+            ..Carried::default()
+        }
     }
 
     /// Ends the sequence with its tokens.

@@ -38,6 +38,10 @@ pub struct EngineStats {
     pub recomputed_tokens: u64,
     /// Sequences that gave their blocks back to others.
     pub preemptions: u64,
+    /// Samples that went on from where an earlier run was.
+    pub carried_samples: u64,
+    /// Tokens that these brought with them.
+    pub carried_tokens: u64,
     /// Samples that took the answer of an identical greedy request.
     pub reused_samples: u64,
 }

@@ -64,7 +64,12 @@ impl StopWatch {
     }
 
     /// Adds a token's text and looks for a stop string that ends in it; the earliest match wins.
-    fn push(&mut self, token: u32, sampling: &Sampling, generated: usize) -> Option<StopReason> {
+    pub(super) fn push(
+        &mut self,
+        token: u32,
+        sampling: &Sampling,
+        generated: usize,
+    ) -> Option<StopReason> {
         let piece = self.detokenizer.push(token)?;
         let before = self.text.len();
         self.text.push_str(&piece);

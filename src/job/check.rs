@@ -1,17 +1,18 @@
 //! A job file that parses → a job that can run: required keys, ranges, contradictions, all at once.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::json;
 
 use super::error::Problem;
 use super::file::{
     Biases, CompressionChoice, DeviceKind, Extra, Format, InputSection, JobFile, OutputSection,
-    SamplingSection, SchemaText, TooLongChoice,
+    RunSection, SamplingSection, SchemaText, TooLongChoice,
 };
 use super::setting::Setting;
 use super::written::line_of;
-use super::{BatchSpec, Job};
+use super::{BatchSpec, ErrorBudget, Job, RunSpec};
 use crate::input::{DEFAULT_MAX_LINE_BYTES, FormatChoice, InputSpec, PromptColumns};
 use crate::output::{Compression, Include, OutputSpec};
 use crate::prompt::{PromptSpec, TooLong};
@@ -29,7 +30,7 @@ pub(super) fn check(
     problems: Vec<Problem>,
 ) -> Result<Job, Vec<Problem>> {
     let mut report = Report { text, problems };
-    let JobFile { model, devices, input, sampling, batch, output } = file;
+    let JobFile { model, devices, input, sampling, batch, run, output } = file;
     let model_path = report.required("model.path", model.path);
     let output_path = report.required("output.path", output.path.clone());
     report.expect(
@@ -63,6 +64,7 @@ pub(super) fn check(
         "expected 1 to 4294967296",
     );
     let cache_bytes = cache_bytes(batch.cache.0, &mut report);
+    let run = run_spec(run, &mut report);
     let include = include(&output, &mut report);
     let compression = match output.compression {
         CompressionChoice::Zstd => Compression::Zstd,
@@ -125,6 +127,7 @@ pub(super) fn check(
             window_rows: batch.window_rows,
             share_prefixes: batch.share_prefixes,
         },
+        run,
         output_path,
         rows_per_part: output.rows_per_part,
         output: OutputSpec { include, compression },
@@ -235,6 +238,36 @@ fn cache_bytes(written: Option<toml::Value>, report: &mut Report) -> Option<u64>
         "expected \"auto\" or bytes such as \"2GiB\"",
     );
     bytes
+}
+
+fn run_spec(section: RunSection, report: &mut Report) -> RunSpec {
+    let mut seconds = |key: &str, seconds: f64| {
+        let duration = Duration::try_from_secs_f64(seconds);
+        report.expect(duration.is_ok(), key, "expected seconds, 0 or more");
+        duration.unwrap_or_default()
+    };
+    let journal_every = seconds("run.journal_seconds", section.journal_seconds);
+    let drain = seconds("run.drain_seconds", section.drain_seconds);
+    let max_errors = match section.max_errors.0 {
+        None => None,
+        Some(toml::Value::Integer(count)) => u64::try_from(count).ok().map(ErrorBudget::Rows),
+        Some(toml::Value::String(text)) => {
+            let percent = text.trim().strip_suffix('%').and_then(|text| text.trim().parse().ok());
+            let percent = percent.filter(|percent| (0.0..=100.0).contains(percent));
+            let rows = text.parse().ok().map(ErrorBudget::Rows);
+            let budget = percent.map(ErrorBudget::Percent).or(rows);
+            let message = "expected a count, or a share such as \"5%\"";
+            report.expect(budget.is_some(), "run.max_errors", message);
+            budget
+        }
+        Some(_) => {
+            let message = "expected a count, or a share such as \"5%\"";
+            report.problem("run.max_errors", message.into());
+            None
+        }
+    };
+    let journal_every = Some(journal_every).filter(|every| !every.is_zero());
+    RunSpec { journal_every, drain, max_errors }
 }
 
 fn include(output: &OutputSection, report: &mut Report) -> Include {

@@ -23,6 +23,8 @@ pub(super) struct JobFile {
     pub(super) sampling: SamplingSection,
     /// How rows are batched: speed only, never a completion.
     pub(super) batch: BatchSection,
+    /// How a run begins again and when it gives up; never a completion.
+    pub(super) run: RunSection,
     /// Where completions go and what they carry.
     pub(super) output: OutputSection,
 }
@@ -255,6 +257,42 @@ impl JsonSchema for CacheChoice {
 
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         schemars::json_schema!({ "type": ["string", "integer"], "default": "auto" })
+    }
+}
+
+/// `[run]`
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RunSection {
+    /// Seconds between two journals of work in flight, from which an interrupted run goes on token by
+    /// token; 0: none.
+    pub(super) journal_seconds: f64,
+    /// Seconds after the first Ctrl-C or SIGTERM in which finished parts are committed and the rest is
+    /// journalled; then the run ends at once.
+    pub(super) drain_seconds: f64,
+    /// Failed rows of one run at which it stops: a count (`100`), or a share of its rows (`"5%"`, looked
+    /// at from 100 rows on). Default: never.
+    pub(super) max_errors: MaxErrors,
+}
+
+impl Default for RunSection {
+    fn default() -> Self {
+        Self { journal_seconds: 30.0, drain_seconds: 20.0, max_errors: MaxErrors::default() }
+    }
+}
+
+/// A count, a percentage as text, or nothing.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(transparent)]
+pub(super) struct MaxErrors(pub(super) Option<toml::Value>);
+
+impl JsonSchema for MaxErrors {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "MaxErrors".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": ["string", "integer", "null"], "default": null })
     }
 }
 

@@ -9,6 +9,7 @@ mod setting;
 mod written;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::input::InputSpec;
 use crate::output::OutputSpec;
@@ -39,6 +40,8 @@ pub struct Job {
     pub prompt: PromptSpec,
     /// How rows are batched.
     pub batch: BatchSpec,
+    /// How runs begin again and when they give up.
+    pub run: RunSpec,
     /// `output.path`.
     pub output_path: String,
     /// Input rows of each part.
@@ -64,6 +67,36 @@ pub struct BatchSpec {
     pub window_rows: u64,
     /// Whether shared beginnings are computed once.
     pub share_prefixes: bool,
+}
+
+/// How runs begin again and when they give up: no completion depends on it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RunSpec {
+    /// Time between two journals; none: no journal.
+    pub journal_every: Option<Duration>,
+    /// Most time from the first signal to the end.
+    pub drain: Duration,
+    /// Failed rows at which a run stops.
+    pub max_errors: Option<ErrorBudget>,
+}
+
+/// How many rows of a run may fail.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum ErrorBudget {
+    /// So many.
+    Rows(u64),
+    /// So many of a hundred, once a hundred rows have their outcome.
+    Percent(f64),
+}
+
+impl ErrorBudget {
+    /// Whether `failed` of `rows` rows are too many.
+    pub fn is_exceeded(self, failed: u64, rows: u64) -> bool {
+        match self {
+            Self::Rows(most) => failed > most,
+            Self::Percent(most) => rows >= 100 && failed as f64 * 100.0 > most * rows as f64,
+        }
+    }
 }
 
 impl Job {

@@ -45,6 +45,7 @@ pub(super) fn parse(text: &str, overrides: &Overrides, problems: &mut Vec<Proble
         input: sections.take("input"),
         sampling: sections.take("sampling"),
         batch: sections.take("batch"),
+        run: sections.take("run"),
         output: sections.take("output"),
     };
     sections.refuse_others();
@@ -57,7 +58,7 @@ struct Sections<'a> {
     problems: &'a mut Vec<Problem>,
 }
 
-const SECTIONS: [&str; 6] = ["model", "devices", "input", "sampling", "batch", "output"];
+const SECTIONS: [&str; 7] = ["model", "devices", "input", "sampling", "batch", "run", "output"];
 
 impl Sections<'_> {
     /// Takes a section key by key, so that one bad key does not hide another.

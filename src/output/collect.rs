@@ -112,6 +112,19 @@ impl Collector {
     }
 }
 
+impl Collector {
+    /// The samples that are in, of partitions that are not whole.
+    pub fn settled(&self) -> impl Iterator<Item = (&PartId, u64, &Completion)> {
+        self.open.values().flat_map(|gathering| {
+            let samples = gathering.rows.iter().flat_map(|row| {
+                let samples = row.result.as_deref().unwrap_or_default();
+                samples.iter().flatten().map(|completion| (row.row_index, completion))
+            });
+            samples.map(|(row_index, completion)| (&gathering.part, row_index, completion))
+        })
+    }
+}
+
 impl Gathering {
     fn place(&mut self, completion: &Completion) -> Option<&mut Option<Completion>> {
         let row = self.rows.get_mut(completion.generation.row.offset as usize)?;

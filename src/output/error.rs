@@ -103,6 +103,12 @@ pub enum OutputError {
         /// Arrow's words.
         source: ArrowError,
     },
+    /// The journal could not be encoded.
+    #[error("the journal could not be encoded")]
+    Journal {
+        /// The encoder's words.
+        source: std::io::Error,
+    },
     /// The columns of a part could not be encoded.
     #[error("part `{part}` could not be encoded")]
     Encode {
@@ -141,7 +147,10 @@ impl OutputError {
             Self::PartTooLarge { .. } => {
                 "lower `output.rows_per_part` and choose another `output.path`"
             }
-            Self::Columns { .. } | Self::Experts { .. } | Self::Encode { .. } => return None,
+            Self::Columns { .. }
+            | Self::Experts { .. }
+            | Self::Journal { .. }
+            | Self::Encode { .. } => return None,
         };
         Some(hint.to_owned())
     }

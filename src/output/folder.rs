@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::experts::{self, ExpertLoad};
 use super::footer::{self, MIN_PART_BYTES, PartFacts};
+use super::journal::{self, JOURNAL_PATH, Journal, JournalEntry};
 use super::part::Encoder;
 use super::record::RECORD_PATH;
 use super::{FinishedPartition, JobFacts, JobRecord, OutputError, OutputSpec, PartId};
@@ -127,6 +128,42 @@ impl Output {
         let place = self.root.child(&format!("{RUNS_PATH}/{run_id}.experts.parquet"));
         let bytes = experts::encode(loads).map_err(|source| OutputError::Experts { source })?;
         Ok(self.storage.put(&place, bytes)?)
+    }
+
+    /// Reads what runs left of open partitions; what cannot be used is reported to the log and left alone.
+    pub fn read_journals(&self) -> Result<Journal, OutputError> {
+        let mut journal = Journal::default();
+        for entry in self.storage.list(&self.root.child(JOURNAL_PATH))? {
+            let bytes = self.storage.get(&entry.location)?;
+            if let Err(why) = journal.read(&bytes, &self.encoder.facts().job_fingerprint) {
+                tracing::warn!(
+                    journal = entry.location.to_string(),
+                    why,
+                    "a journal is passed over"
+                );
+            }
+        }
+        Ok(journal)
+    }
+
+    /// Stores what a run has of open partitions, replacing what it stored before.
+    pub fn write_journal(
+        &self,
+        run_id: &str,
+        entries: Vec<JournalEntry>,
+    ) -> Result<(), OutputError> {
+        let place = self.root.child(&format!("{JOURNAL_PATH}/{run_id}.zst"));
+        let bytes = journal::encode(entries, &self.encoder.facts().job_fingerprint)
+            .map_err(|source| OutputError::Journal { source })?;
+        Ok(self.storage.put(&place, bytes)?)
+    }
+
+    /// Removes all journals: nothing is open any more.
+    pub fn forget_journals(&self) -> Result<(), OutputError> {
+        for entry in self.storage.list(&self.root.child(JOURNAL_PATH))? {
+            self.storage.delete(&entry.location)?;
+        }
+        Ok(())
     }
 
     fn place(&self, id: &PartId) -> Location {

@@ -7,10 +7,12 @@ use std::sync::mpsc::Receiver;
 use super::RunError;
 use super::percentiles::Durations;
 use super::progress::Progress;
+use super::stop::Stop;
 use super::window::RowWindow;
-use crate::output::{Collector, Committed, FinishedPartition, OpenPartition, Output};
+use crate::job::ErrorBudget;
+use crate::output::{Collector, Committed, FinishedPartition, JournalEntry, OpenPartition, Output};
 use crate::prompt::{TextModel, complete};
-use crate::row::{Completion, FailureCode, Generation, PartitionId};
+use crate::row::{Carried, Completion, FailureCode, Generation, PartitionId, RowRef};
 
 /// What reaches the end of the road.
 pub(super) enum Arrival {
@@ -18,6 +20,10 @@ pub(super) enum Arrival {
     Opened(OpenPartition),
     /// A sample ended.
     Generated(Generation),
+    /// A sample had ended in an earlier run.
+    Restored(Generation),
+    /// What is generated of samples that did not end.
+    InFlight(Vec<(RowRef, Carried)>),
 }
 
 /// What was committed.
@@ -33,19 +39,27 @@ pub(super) struct Tally {
     pub(super) completion_tokens: u64,
     pub(super) ttft: Durations,
     pub(super) tpot: Durations,
+    /// Samples that an earlier run had finished.
+    pub(super) restored_samples: u64,
+    /// More rows failed than the job allows.
+    pub(super) too_many_errors: bool,
 }
 
 /// Commits partitions as they become whole, until nothing can arrive any more.
 pub(super) fn commit(
     arrivals: Receiver<Arrival>,
-    output: &Output,
+    (output, run_id): (&Output, &str),
     text: &Arc<TextModel>,
-    (window, progress): (&RowWindow, &Progress),
+    max_errors: Option<ErrorBudget>,
+    (window, progress, stop): (&RowWindow, &Progress, &Stop),
 ) -> Result<Tally, RunError> {
     let mut committer = Committer {
         output,
+        run_id,
         window,
         progress,
+        stop,
+        max_errors,
         collector: Collector::new(),
         places: HashMap::new(),
         tally: Tally::default(),
@@ -62,6 +76,14 @@ pub(super) fn commit(
                 committer.tally.count(&completion);
                 committer.collector.settle(completion)
             }
+            Arrival::Restored(generation) => {
+                committer.tally.restored_samples += 1;
+                committer.collector.settle(complete(text, generation))
+            }
+            Arrival::InFlight(samples) => {
+                committer.journal(samples);
+                None
+            }
         };
         finished.map_or(Ok(()), |partition| committer.commit(partition))?;
     }
@@ -70,8 +92,11 @@ pub(super) fn commit(
 
 struct Committer<'a> {
     output: &'a Output,
+    run_id: &'a str,
     window: &'a RowWindow,
     progress: &'a Progress,
+    stop: &'a Stop,
+    max_errors: Option<ErrorBudget>,
     collector: Collector,
     /// Object and row indices of open partitions, for messages.
     places: HashMap<PartitionId, (String, Vec<u64>)>,
@@ -89,6 +114,25 @@ impl Committer<'_> {
                 format!("`{object}` row {}: {}", rows[row.offset as usize], failure.message);
         }
         generation
+    }
+
+    /// Stores what there is of open partitions: samples that ended, and those in flight. A journal only
+    /// saves time, so that its failure is no reason to stop.
+    fn journal(&self, in_flight: Vec<(RowRef, Carried)>) {
+        let ended = self.collector.settled().filter_map(|(part, row_index, completion)| {
+            let carried = ended(&completion.generation)?;
+            Some(JournalEntry { object_name: part.object_name.clone(), row_index, carried })
+        });
+        let begun = in_flight.into_iter().filter_map(|(row, carried)| {
+            let (object_name, rows) = self.places.get(&row.partition)?;
+            let row_index = rows[row.offset as usize];
+            Some(JournalEntry { object_name: object_name.clone(), row_index, carried })
+        });
+        let entries: Vec<JournalEntry> = ended.chain(begun).collect();
+        tracing::debug!(samples = entries.len(), "journal");
+        if let Err(error) = self.output.write_journal(self.run_id, entries) {
+            tracing::warn!(%error, "the journal was not written: an interruption now costs more time");
+        }
     }
 
     fn commit(&mut self, partition: FinishedPartition) -> Result<(), RunError> {
@@ -111,12 +155,30 @@ impl Committer<'_> {
         }
         self.tally.rows_failed += failed;
         self.tally.rows_ok += rows - failed;
+        let done = self.tally.rows_failed + self.tally.rows_ok;
+        if self.max_errors.is_some_and(|most| most.is_exceeded(self.tally.rows_failed, done)) {
+            self.tally.too_many_errors = true;
+            self.stop.request();
+        }
         Progress::add(&self.progress.rows_done, rows);
         Progress::add(&self.progress.rows_failed, failed);
         Progress::add(&self.progress.parts, 1);
         self.window.leave(rows);
         Ok(())
     }
+}
+
+/// What a journal keeps of a sample that ended; failures are found again.
+fn ended(generation: &Generation) -> Option<Carried> {
+    Some(Carried {
+        sample_index: generation.sample_index,
+        prompt_tokens: generation.prompt_tokens,
+        cached_tokens: generation.cached_tokens,
+        reused: generation.reused,
+        generated: generation.result.as_ref().ok()?.clone(),
+        ended: true,
+        timing: generation.timing,
+    })
 }
 
 impl Tally {

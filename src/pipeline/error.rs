@@ -1,5 +1,7 @@
 //! Every way in which a run ends early.
 
+use std::collections::BTreeMap;
+
 use crate::engine::EngineError;
 use crate::input::InputError;
 use crate::model::ModelError;
@@ -22,6 +24,14 @@ pub enum RunError {
     Engine(#[from] EngineError),
     #[error(transparent)]
     Output(#[from] OutputError),
+    #[error("{failed} rows failed, more than `run.max_errors` allows: {}", counted(failures))]
+    TooManyErrors { failed: u64, failures: BTreeMap<String, u64> },
+}
+
+fn counted(failures: &BTreeMap<String, u64>) -> String {
+    let counts: Vec<String> =
+        failures.iter().map(|(code, count)| format!("{count} {code}")).collect();
+    counts.join(", ")
 }
 
 impl RunError {
@@ -34,6 +44,10 @@ impl RunError {
             Self::Model(error) => error.hint(),
             Self::Engine(error) => error.hint(),
             Self::Output(error) => error.hint(),
+            Self::TooManyErrors { .. } => Some(
+                "see `error_message` of the failed rows; what was done is committed, and the same command goes on"
+                    .into(),
+            ),
         }
     }
 }

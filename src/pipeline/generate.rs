@@ -8,34 +8,36 @@ use super::commit::Arrival;
 use super::progress::Progress;
 use super::stop::Stop;
 use crate::engine::{Engine, EngineError};
-use crate::row::Prompt;
+use crate::row::Work;
 
 /// How often an idle engine looks whether it shall stop.
 const IDLE: Duration = Duration::from_millis(50);
-
 /// Steps between two looks at all that waits.
 const FORESEE_EVERY: u64 = 32;
 
-/// Generates until no prompt can come any more, or until it shall stop.
+/// Generates until no prompt can come any more, or until it shall stop; tells what is in flight every
+/// `journal_every`, and when it stops.
 pub(super) fn generate(
     engine: &mut Engine,
-    prompts: &Receiver<Vec<Prompt>>,
+    work: &Receiver<Vec<Work>>,
     arrivals: &Sender<Arrival>,
+    journal_every: Option<Duration>,
     (progress, stop): (&Progress, &Stop),
 ) -> Result<(), EngineError> {
-    let submit = |engine: &mut Engine, prompts: Vec<Prompt>| {
+    let submit = |engine: &mut Engine, work: Vec<Work>| {
         let now = Instant::now();
-        prompts.into_iter().for_each(|prompt| engine.submit(prompt, now));
+        work.into_iter().for_each(|work| engine.submit(work, now));
     };
+    let mut journalled = Instant::now();
     while !stop.requested() {
         if engine.is_idle() {
-            match prompts.recv_timeout(IDLE) {
+            match work.recv_timeout(IDLE) {
                 Ok(more) => submit(engine, more),
                 Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
         }
-        prompts.try_iter().for_each(|more| submit(engine, more));
+        work.try_iter().for_each(|more| submit(engine, more));
         for generation in engine.step()? {
             if arrivals.send(Arrival::Generated(generation)).is_err() {
                 return Ok(());
@@ -48,6 +50,14 @@ pub(super) fn generate(
         if stats.steps.is_multiple_of(FORESEE_EVERY) {
             progress.expected_tokens_left.store(engine.expected_tokens_left(), Relaxed);
         }
+        if journal_every.is_some_and(|every| journalled.elapsed() >= every) {
+            journalled = Instant::now();
+            // A closed channel is noticed by the next sample.
+            let _ = arrivals.send(Arrival::InFlight(engine.in_flight()));
+        }
+    }
+    if journal_every.is_some() {
+        let _ = arrivals.send(Arrival::InFlight(engine.in_flight()));
     }
     Ok(())
 }

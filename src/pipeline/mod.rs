@@ -15,6 +15,7 @@ mod prepare;
 pub mod progress;
 mod read;
 pub mod report;
+mod shard;
 mod stop;
 mod window;
 
@@ -23,7 +24,10 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use self::commit::Tally;
 use self::progress::{Phase, Progress};
-use self::report::{Experts, Occupancy, Parts, Rows, RunReport, Seconds, Throughput, Tokens};
+use self::read::Outlets;
+use self::report::{
+    Experts, Occupancy, Parts, Rows, RunReport, Seconds, ShardReport, Throughput, Tokens,
+};
 use self::window::RowWindow;
 use crate::engine::{Engine, EngineSpec, EngineStats, ExpertLedger, LayerLoad, Logprobs};
 use crate::input::Partition;
@@ -34,6 +38,7 @@ use crate::output::{ExpertLoad, Output, Status};
 
 pub use error::RunError;
 pub use prepare::Prepared;
+pub use shard::Shard;
 pub use stop::Stop;
 
 /// Partitions that are read ahead of the engine, beside those that it holds.
@@ -42,16 +47,23 @@ const PARTITIONS_AHEAD: usize = 2;
 const AUTO_CACHE_SHARE: u64 = 4;
 
 /// Runs a job: what its output lacks is generated and committed.
-pub fn run(job: &Job, progress: &Progress, stop: &Stop) -> Result<RunReport, RunError> {
+pub fn run(
+    job: &Job,
+    shard: Option<Shard>,
+    progress: &Progress,
+    stop: &Stop,
+) -> Result<RunReport, RunError> {
     let start = Instant::now();
     let run_id = run_id();
     let prepared = Prepared::new(job)?;
     let output = prepared.open_output(job)?;
     let committed = prepared.committed(&output)?;
     let partitions = prepared.input.partitions();
-    let pending: Vec<&Partition> =
+    let open: Vec<&Partition> =
         partitions.iter().zip(&committed).filter(|(_, done)| !**done).map(|(p, _)| p).collect();
-    let mut report = planned(job, partitions, &pending);
+    let own = |partition: &&&Partition| shard.is_none_or(|s| s.has(&prepared.part(partition)));
+    let pending: Vec<&Partition> = open.iter().filter(own).copied().collect();
+    let mut report = planned(job, partitions, &open);
     report.output = output.root().to_string();
     Progress::add(&progress.rows_total, report.rows.total);
     Progress::add(&progress.rows_before, report.rows.before);
@@ -64,12 +76,15 @@ pub fn run(job: &Job, progress: &Progress, stop: &Stop) -> Result<RunReport, Run
             "continuing: these are committed already"
         );
     }
+    let mut too_many_errors = false;
     if !pending.is_empty() && !stop.requested() {
         let mut engine = load(job, &prepared, progress)?;
         report.seconds.load = start.elapsed().as_secs_f64() - report.seconds.plan;
         progress.enter(Phase::Generating);
         let begin = Instant::now();
-        let tally = drive(job, &prepared, (&pending, &output), &mut engine, (progress, stop))?;
+        let place = (&pending[..], &output, run_id.as_str());
+        let tally = drive(job, &prepared, place, &mut engine, (progress, stop))?;
+        too_many_errors = tally.too_many_errors;
         report.seconds.generate = begin.elapsed().as_secs_f64();
         fill(&mut report, tally, engine.stats());
         report.memory.weight_bytes = engine.weight_bytes();
@@ -86,11 +101,27 @@ pub fn run(job: &Job, progress: &Progress, stop: &Stop) -> Result<RunReport, Run
         let failed = Status::read(&prepared.storage, output.root())?.rows.failed;
         report.rows.failed_before = failed.saturating_sub(report.rows.failed);
     }
-    report.interrupted = stop.requested() && !report.complete;
+    if report.complete {
+        output.forget_journals()?;
+    }
+    let done = report.parts.committed + report.parts.found_committed;
+    report.shard = shard.map(|Shard { index, of }| ShardReport {
+        index,
+        of,
+        parts: pending.len() as u64,
+        done,
+    });
+    report.interrupted = stop.requested() && done < pending.len() as u64;
     report.seconds.total = start.elapsed().as_secs_f64();
     report.memory.peak_bytes = memory::peak_bytes();
     let json = serde_json::to_string_pretty(&report).expect("a report has text keys only");
     output.write_report(&run_id, &json)?;
+    if too_many_errors {
+        return Err(RunError::TooManyErrors {
+            failed: report.rows.failed,
+            failures: report.failures,
+        });
+    }
     Ok(report)
 }
 
@@ -143,31 +174,39 @@ fn auto_cache(config: &Config, job: &Job) -> u64 {
 fn drive(
     job: &Job,
     prepared: &Prepared,
-    (pending, output): (&[&Partition], &Output),
+    (pending, output, run_id): (&[&Partition], &Output, &str),
     engine: &mut Engine,
     (progress, stop): (&Progress, &Stop),
 ) -> Result<Tally, RunError> {
     let window = RowWindow::new(job.batch.window_rows);
-    let (send_prompts, prompts) = sync_channel(PARTITIONS_AHEAD);
+    let journal = output.read_journals()?;
+    if journal.samples() > 0 {
+        tracing::info!(samples = journal.samples(), "continuing samples of the journal");
+    }
+    let (send_work, work) = sync_channel(PARTITIONS_AHEAD);
     // Not bounded itself: the window bounds the rows that can be in it.
     let (send_arrivals, arrivals) = channel();
     std::thread::scope(|scope| {
         let window = &window;
-        let for_reader = send_arrivals.clone();
+        let outlets = Outlets { work: send_work, arrivals: send_arrivals.clone() };
         let reader = scope.spawn(move || {
             let include = job.output.include;
-            read::read(prepared, pending, include, (window, progress), &send_prompts, &for_reader)
+            read::read(prepared, pending, journal, include, (window, progress), &outlets)
         });
         let committer = scope.spawn(move || {
-            let result = commit::commit(arrivals, output, &prepared.text, (window, progress));
+            let output = (output, run_id);
+            let (text, max_errors) = (&prepared.text, job.run.max_errors);
+            let watched = (window, progress, stop);
+            let result = commit::commit(arrivals, output, text, max_errors, watched);
             // The reader may wait for room that will not come any more.
             window.close();
             result
         });
-        let generated = generate::generate(engine, &prompts, &send_arrivals, (progress, stop));
+        let every = job.run.journal_every;
+        let generated = generate::generate(engine, &work, &send_arrivals, every, (progress, stop));
         // The end of these lets the other threads end: the reader first, then the committer.
         window.close();
-        drop((prompts, send_arrivals));
+        drop((work, send_arrivals));
         let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let committed = committer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         let tally = committed?;
@@ -190,6 +229,8 @@ fn fill(report: &mut RunReport, tally: Tally, stats: EngineStats) {
         completion: tally.completion_tokens,
         recomputed: stats.recomputed_tokens,
         reused_samples: stats.reused_samples,
+        carried_samples: tally.restored_samples + stats.carried_samples,
+        carried_tokens: stats.carried_tokens,
     };
     report.ttft_ms = tally.ttft.percentiles();
     report.tpot_ms = tally.tpot.percentiles();

@@ -9,18 +9,24 @@ use super::progress::Progress;
 use super::window::RowWindow;
 use super::{Prepared, RunError};
 use crate::input::{Partition, PartitionRows};
-use crate::output::{Echo, Include, OpenPartition, RowFacts};
+use crate::output::{Echo, Include, Journal, OpenPartition, RowFacts};
 use crate::prompt::Encoded;
-use crate::row::Prompt;
+use crate::row::{Carried, Generation, Prompt, Work};
 
-/// Reads and encodes the pending partitions in order.
+/// Where the reader's results go.
+pub(super) struct Outlets {
+    pub(super) work: SyncSender<Vec<Work>>,
+    pub(super) arrivals: Sender<Arrival>,
+}
+
+/// Reads and encodes the pending partitions in order; rows that the journal knows go on from there.
 pub(super) fn read(
     prepared: &Prepared,
     pending: &[&Partition],
+    mut journal: Journal,
     include: Include,
     (window, progress): (&RowWindow, &Progress),
-    prompts: &SyncSender<Vec<Prompt>>,
-    arrivals: &Sender<Arrival>,
+    outlets: &Outlets,
 ) -> Result<(), RunError> {
     for partition in pending {
         if !window.enter(partition.rows) {
@@ -31,18 +37,48 @@ pub(super) fn read(
         let encode = |row| prepared.encoder.encode(&part.object_name, row);
         let encoded: Vec<Encoded> = rows.into_par_iter().map(encode).collect();
         Progress::add(&progress.rows_read, partition.rows);
-        let work: Vec<Prompt> =
-            encoded.iter().filter_map(|row| row.prompt.as_ref().ok().cloned()).collect();
+        let (mut work, mut ended) = (Vec::new(), Vec::new());
+        for row in &encoded {
+            if let Ok(prompt) = &row.prompt {
+                let carried = journal.take(&part.object_name, row.row_index);
+                let (mut done, open): (Vec<_>, Vec<_>) =
+                    carried.into_iter().partition(|sample| sample.ended);
+                // What is wanted of a row's samples decides, not what a journal has.
+                done.retain(|sample| sample.sample_index < prompt.sampling.n);
+                let known = done.iter().map(|sample| sample.sample_index).collect();
+                ended.extend(done.into_iter().map(|sample| generation(prompt, sample)));
+                work.push(Work { prompt: prompt.clone(), ended: known, carried: open });
+            }
+        }
         let rows = encoded.into_iter().map(|row| facts(row, include)).collect();
         // The partition must be open before its first sample can arrive. A closed channel means that
         // the run is ending, for a reason that its other end knows.
-        let opened =
-            arrivals.send(Arrival::Opened(OpenPartition { id: partition.id, part, kept, rows }));
-        if opened.is_err() || prompts.send(work).is_err() {
+        let opened = OpenPartition { id: partition.id, part, kept, rows };
+        let arrivals = std::iter::once(Arrival::Opened(opened))
+            .chain(ended.into_iter().map(Arrival::Restored));
+        for arrival in arrivals {
+            if outlets.arrivals.send(arrival).is_err() {
+                return Ok(());
+            }
+        }
+        if outlets.work.send(work).is_err() {
             return Ok(());
         }
     }
     Ok(())
+}
+
+/// A sample that ended in an earlier run.
+fn generation(prompt: &Prompt, carried: Carried) -> Generation {
+    Generation {
+        row: prompt.row,
+        sample_index: carried.sample_index,
+        prompt_tokens: carried.prompt_tokens,
+        cached_tokens: carried.cached_tokens,
+        reused: carried.reused,
+        result: Ok(carried.generated),
+        timing: carried.timing,
+    }
 }
 
 fn facts(row: Encoded, include: Include) -> RowFacts {

@@ -15,6 +15,8 @@ pub struct RunReport {
     pub output: String,
     /// Parts: of the job, found at the start, committed by this run.
     pub parts: Parts,
+    /// Which share of the job this run took; none: all of it.
+    pub shard: Option<ShardReport>,
     /// Rows: of the job, found done at the start, answered and failed in this run.
     pub rows: Rows,
     /// Failed rows of this run by error code.
@@ -50,6 +52,19 @@ pub struct Parts {
     pub found_committed: u64,
 }
 
+/// A run's share of a job.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ShardReport {
+    /// Which one, from 0.
+    pub index: u64,
+    /// Of how many.
+    pub of: u64,
+    /// Its parts that were not committed when it began.
+    pub parts: u64,
+    /// Those of them that are now.
+    pub done: u64,
+}
+
 /// Row counts.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Rows {
@@ -78,6 +93,10 @@ pub struct Tokens {
     pub recomputed: u64,
     /// Samples that took the answer of an identical greedy request; their tokens count above.
     pub reused_samples: u64,
+    /// Samples that an earlier run had finished or begun, taken from its journal.
+    pub carried_samples: u64,
+    /// Tokens of those that were begun.
+    pub carried_tokens: u64,
 }
 
 /// Wall-clock times.

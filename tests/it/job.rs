@@ -344,23 +344,158 @@ fn a_killed_run_continues_and_ends_with_the_same_bytes() {
     assert_eq!(bench.checksums("out"), bench.checksums("whole"));
 }
 
+/// Starts the job, and ends it with a signal after a while.
+#[cfg(unix)]
+fn signalled(bench: &Bench, signal: &str, after: u64, arguments: &[&str]) -> Output {
+    let child = bench.command(arguments).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(after));
+    // It may have ended by itself.
+    let _ = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    child.wait_with_output().unwrap()
+}
+
 #[cfg(unix)]
 #[test]
-fn a_signal_ends_a_run_politely_and_the_next_one_continues() {
+fn an_interrupted_run_goes_on_token_by_token() {
     let job = chat_job(
-        "[sampling]\nmax_tokens = 512\nignore_eos = true\n[output]\npath = 'out'\nrows_per_part = 4\n",
+        "[sampling]\nmax_tokens = 400\nignore_eos = true\ntemperature = 0.8\nn = 2\nstop = ['zq']\nregex = { column = 'form' }\n[output]\npath = 'out'\nrows_per_part = 50\ninclude = ['token_ids', 'logprobs', 'routed_experts']\n",
     );
-    let bench = Bench::new(&chat_rows(400), &job);
-    let child =
-        bench.command(&["--set", "devices.threads=1"]).stderr(Stdio::piped()).spawn().unwrap();
-    std::thread::sleep(Duration::from_millis(700));
-    assert!(
-        Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success()
-    );
-    let ended = child.wait_with_output().unwrap();
-    let words = String::from_utf8_lossy(&ended.stderr);
+    // Some of the rows are constrained, so that guides are carried over too.
+    let rows = chat_rows(100);
+    let rows: String = (0..)
+        .zip(rows.lines())
+        .map(|(i, line)| match i % 7 {
+            0 => format!("{},\"form\":\"[a-z]{{60}}\"}}\n", &line[..line.len() - 1]),
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    let bench = Bench::new(&rows, &job);
+    let whole = bench.path("whole").display().to_string();
+    assert!(bench.run(&["--output", &whole]).status.success());
+    let one = ["--set", "devices.threads=1"];
+    let ended = signalled(&bench, "-TERM", 600, &one);
+    let words = String::from_utf8_lossy(&ended.stderr).into_owned();
     assert_eq!(ended.status.code(), Some(130), "{words}");
     assert!(words.contains("run the same command to continue"), "{words}");
+    let ended = signalled(&bench, "-INT", 600, &one);
+    assert_eq!(ended.status.code(), Some(130), "{}", String::from_utf8_lossy(&ended.stderr));
+    let last = bench.run(&["--json"]);
+    assert!(last.status.success(), "{}", String::from_utf8_lossy(&last.stderr));
+    let report: Value = serde_json::from_slice(&last.stdout).unwrap();
+    assert!(report["tokens"]["carried_tokens"].as_u64().unwrap() > 100, "{report}");
+    assert_eq!(bench.checksums("out"), bench.checksums("whole"));
+    let left = std::fs::read_dir(bench.path("out/_nightshift/journal")).map(Iterator::count);
+    assert_eq!(left.unwrap_or(0), 0, "a complete job needs no journal");
+}
+
+#[cfg(unix)]
+#[test]
+fn kills_amid_journals_lose_nothing_and_damaged_ones_are_passed_over() {
+    let job = chat_job(
+        "[sampling]\nmax_tokens = 200\nignore_eos = true\ntemperature = 0.8\n[run]\njournal_seconds = 0.03\n[output]\npath = 'out'\nrows_per_part = 40\n",
+    );
+    let bench = Bench::new(&chat_rows(200), &job);
+    let whole = bench.path("whole").display().to_string();
+    assert!(bench.run(&["--output", &whole]).status.success());
+    let (mut kills, mut damaged) = (0, 0);
+    for round in 0..25u64 {
+        let ended =
+            signalled(&bench, "-KILL", 60 + 17 * (round % 7), &["--set", "devices.threads=1"]);
+        if ended.status.success() {
+            break;
+        }
+        kills += 1;
+        // Every third time what it left is damaged: cut, flipped, empty.
+        for entry in std::fs::read_dir(bench.path("out/_nightshift/journal")).into_iter().flatten()
+        {
+            let path = entry.unwrap().path();
+            let mut bytes = std::fs::read(&path).unwrap();
+            if round % 3 != 2 || bytes.is_empty() {
+                continue;
+            }
+            let middle = bytes.len() / 2;
+            match round % 2 {
+                0 => bytes.truncate(middle),
+                _ => bytes[middle] ^= 0x40,
+            }
+            std::fs::write(path, bytes).unwrap();
+            damaged += 1;
+        }
+    }
+    let last = bench.run(&[]);
+    assert!(last.status.success(), "{}", String::from_utf8_lossy(&last.stderr));
+    assert!(kills > 0 && damaged > 0, "{kills} kills, {damaged} journals damaged");
+    assert_eq!(bench.checksums("out"), bench.checksums("whole"));
+}
+
+#[test]
+fn too_many_errors_stop_the_job_with_everything_committed() {
+    let good = chat_rows(300);
+    let rows: String = (0..)
+        .zip(good.lines())
+        .map(|(i, line)| if i % 3 == 0 { "{oops\n".into() } else { format!("{line}\n") })
+        .collect();
+    let job = |most: &str| {
+        chat_job(&format!(
+            "[sampling]\nmax_tokens = 4\n[run]\nmax_errors = {most}\n[output]\npath = 'out'\nrows_per_part = 10\n[batch]\nwindow_rows = 20\n"
+        ))
+    };
+    let bench = Bench::new(&rows, &job("20"));
+    let stopped = bench.run(&[]);
+    assert_eq!(stopped.status.code(), Some(1));
+    let words = String::from_utf8_lossy(&stopped.stderr).into_owned();
+    assert!(words.contains("malformed_json") && words.contains("max_errors"), "{words}");
+    let parts = bench.parts("out").len();
+    assert!((5..30).contains(&parts), "{parts}");
+    bench.write_job(&job("'50%'"));
+    assert_eq!(bench.run(&[]).status.code(), Some(3));
+    assert_eq!(bench.parts("out").len(), 30);
+    bench.write_job(&job("'many'"));
+    assert_eq!(bench.run(&[]).status.code(), Some(2));
+}
+
+#[test]
+fn shards_share_one_output() {
+    let job = chat_job("[sampling]\nmax_tokens = 8\n[output]\npath = 'out'\nrows_per_part = 5\n");
+    let bench = Bench::new(&chat_rows(120), &job);
+    let whole = bench.path("whole").display().to_string();
+    assert!(bench.run(&["--output", &whole]).status.success());
+    let start = |shard: &str| bench.command(&["--shard", shard, "--quiet"]).spawn().unwrap();
+    // Another number of shards in between, one of them twice.
+    assert!(bench.run(&["--shard", "0/2", "--limit", "0"]).status.success());
+    let runs: Vec<_> = ["0/3", "1/3", "1/3", "2/3"].map(start).into_iter().collect();
+    for run in runs {
+        assert!(run.wait_with_output().unwrap().status.success());
+    }
+    assert_eq!(bench.checksums("out"), bench.checksums("whole"));
+    assert_eq!(bench.run(&["--shard", "3/3"]).status.code(), Some(2));
+}
+
+#[test]
+fn two_runners_by_mistake_do_no_harm() {
+    let job = chat_job(
+        "[sampling]\nmax_tokens = 60\nignore_eos = true\n[output]\npath = 'out'\nrows_per_part = 5\n",
+    );
+    let bench = Bench::new(&chat_rows(60), &job);
+    let whole = bench.path("whole").display().to_string();
+    assert!(bench.run(&["--output", &whole]).status.success());
+    let start = || {
+        bench
+            .command(&["--json", "--set", "devices.threads=1"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let runs = [start(), start()].map(|run| run.wait_with_output().unwrap());
+    let counted = |run: &Output, what: &str| -> u64 {
+        let report: Value = serde_json::from_slice(&run.stdout).unwrap();
+        report["parts"][what].as_u64().unwrap()
+    };
+    assert!(runs.iter().all(|run| run.status.success()));
+    let total = |what: &str| runs.iter().map(|run| counted(run, what)).sum::<u64>();
+    assert_eq!(total("committed"), 12);
+    assert!(total("before") + total("found_committed") <= 12);
+    assert_eq!(bench.checksums("out"), bench.checksums("whole"));
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod run;
 mod status;
 mod summary;
 mod terminal;
+mod verify;
 
 use std::io::IsTerminal;
 
@@ -34,6 +35,8 @@ enum Command {
     Run(run::RunArgs),
     Check(check::CheckArgs),
     Status(status::StatusArgs),
+    Verify(verify::VerifyArgs),
+    Merge(verify::MergeArgs),
     Schema(SchemaArgs),
 }
 
@@ -108,6 +111,8 @@ pub fn main() -> Exit {
         Command::Run(args) => run::run(args),
         Command::Check(args) => check::check(args),
         Command::Status(args) => status::status(args),
+        Command::Verify(args) => verify::verify(args),
+        Command::Merge(args) => verify::merge(args),
         Command::Schema(SchemaArgs { of }) => {
             let schema = match of {
                 SchemaOf::Job => job_schema(),

@@ -9,7 +9,7 @@ use super::display::Display;
 use super::exit::Exit;
 use super::{JobArgs, LogArgs, summary, terminal};
 use crate::job::Job;
-use crate::pipeline::{self, Shard, Stop, progress::Progress};
+use crate::pipeline::{self, RunChoice, Shard, Stop, progress::Progress};
 
 /// Runs a job, or continues it: generates what its output lacks.
 #[derive(Debug, Args)]
@@ -22,6 +22,9 @@ pub(super) struct RunArgs {
     /// indexed job.
     #[arg(long, value_name = "I/N")]
     shard: Option<String>,
+    /// Removes and does again what was made from input objects that changed or are gone.
+    #[arg(long)]
+    redo_changed: bool,
     /// Prints the run's report as JSON to stdout.
     #[arg(long)]
     json: bool,
@@ -50,11 +53,12 @@ pub(super) fn run(args: RunArgs) -> Exit {
             return Exit::Usage;
         }
     };
+    let choice = RunChoice { shard, redo_changed: args.redo_changed };
     let (progress, stop) = (Progress::default(), Stop::default());
     watch_signals(stop.clone(), job.run.drain);
     let result = std::thread::scope(|scope| {
         let display = Display::start(scope, &progress, args.quiet);
-        let result = pipeline::run(&job, shard, &progress, &stop);
+        let result = pipeline::run(&job, choice, &progress, &stop);
         display.end();
         result
     });

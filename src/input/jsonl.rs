@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use super::discover::Packing;
 use super::lines::{Line, Lines};
@@ -23,6 +24,8 @@ pub(super) struct Mark {
 #[derive(Debug)]
 pub(super) struct Scan {
     pub(super) rows: u64,
+    /// SHA-256 of the rows' lines.
+    pub(super) fingerprint: String,
     /// One for each partition.
     pub(super) marks: Arc<[Mark]>,
 }
@@ -63,17 +66,19 @@ impl Jsonl<'_> {
     ) -> Result<Scan, InputError> {
         let mut lines = self.lines(Mark { line: 1, offset: 0 })?;
         let (mut rows, mut marks, mut sampling) = (0, Vec::new(), true);
+        let mut hasher = LineHasher::default();
         while rows < most {
             let Some(line) = lines.next()? else { break };
             if rows % rows_per_part == 0 {
                 marks.push(Mark { line: line.number, offset: line.offset });
             }
             rows += 1;
+            hasher.add(&line);
             if sampling && let Ok(columns) = parse(&line, self.spec.max_line_bytes) {
                 sampling = sample(columns);
             }
         }
-        Ok(Scan { rows, marks: marks.into() })
+        Ok(Scan { rows, fingerprint: hasher.finish(), marks: marks.into() })
     }
 
     /// Reads a partition's rows.
@@ -95,6 +100,37 @@ impl Jsonl<'_> {
             });
         }
         Ok(read)
+    }
+}
+
+/// The fingerprint that a scan of the first `most` rows gives.
+pub(super) fn fingerprint(
+    storage: &Storage,
+    place: (&Location, Packing),
+    name: &str,
+    most: u64,
+) -> Result<String, InputError> {
+    let mut lines = Lines::open(storage, place, name, super::DEFAULT_MAX_LINE_BYTES, (1, 0))?;
+    let mut hasher = LineHasher::default();
+    for _ in 0..most {
+        let Some(line) = lines.next()? else { break };
+        hasher.add(&line);
+    }
+    Ok(hasher.finish())
+}
+
+/// Hashes rows; where lines end and which are blank makes no difference.
+#[derive(Default)]
+struct LineHasher(Sha256);
+
+impl LineHasher {
+    fn add(&mut self, line: &Line) {
+        self.0.update(line.bytes.as_deref().unwrap_or(b"too long"));
+        self.0.update(b"\n");
+    }
+
+    fn finish(self) -> String {
+        self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 

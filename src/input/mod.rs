@@ -90,6 +90,9 @@ pub struct InputObject {
     pub etag: Option<String>,
     /// Its rows, as far as the job's limit lets them in.
     pub rows: u64,
+    /// What its rows are, in short: SHA-256 over the lines read, or over a Parquet object's footer, size
+    /// and version.
+    pub fingerprint: String,
     location: Location,
     content: Content,
 }
@@ -235,6 +238,44 @@ impl Input {
     }
 }
 
+impl InputObject {
+    /// Where it is, without credentials.
+    pub fn url(&self) -> String {
+        self.location.url()
+    }
+
+    /// How it is read: the name by which [`fingerprint`] knows it.
+    pub fn format(&self) -> &'static str {
+        match &self.content {
+            Content::Jsonl { packing: Packing::Plain, .. } => "jsonl",
+            Content::Jsonl { packing: Packing::Gzip, .. } => "jsonl.gz",
+            Content::Jsonl { packing: Packing::Zstd, .. } => "jsonl.zst",
+            Content::Parquet(_) => "parquet",
+        }
+    }
+}
+
+/// The fingerprint of the first `rows` rows of an object, read again.
+pub fn fingerprint(
+    storage: &Storage,
+    location: &Location,
+    format: &str,
+    rows: u64,
+) -> Result<String, InputError> {
+    let name = location.to_string();
+    let packing = match format {
+        "jsonl" => Packing::Plain,
+        "jsonl.gz" => Packing::Gzip,
+        "jsonl.zst" => Packing::Zstd,
+        _ => {
+            let gone = || InputError::NoMatch { pattern: name.clone() };
+            let entry = storage.head(location)?.ok_or_else(gone)?;
+            return Parquet::open(storage, &entry, &name)?.fingerprint(storage, &entry, &name);
+        }
+    };
+    jsonl::fingerprint(storage, (location, packing), &name, rows)
+}
+
 /// Columns from which a row is made; a template may use any.
 fn row_columns(spec: &InputSpec) -> Vec<&str> {
     let prompt = match &spec.prompt {
@@ -271,19 +312,20 @@ fn open(
     sample: &mut Vec<Map<String, Value>>,
 ) -> Result<InputObject, InputError> {
     let Found { name, entry, format } = found;
-    let (rows, content) = match format {
+    let (rows, fingerprint, content) = match format {
         Format::Jsonl(packing) => {
             let jsonl = Jsonl { storage, location: &entry.location, packing, name: &name, spec };
             let scan = jsonl.scan(left, rows_per_part, |columns| {
                 sample.push(columns);
                 sample.len() < SAMPLED_ROWS
             })?;
-            (scan.rows, Content::Jsonl { packing, marks: scan.marks })
+            (scan.rows, scan.fingerprint, Content::Jsonl { packing, marks: scan.marks })
         }
         Format::Parquet => {
             let parquet = Parquet::open(storage, &entry, &name)?;
             parquet.check(&name, spec)?;
-            (parquet.rows().min(left), Content::Parquet(parquet))
+            let fingerprint = parquet.fingerprint(storage, &entry, &name)?;
+            (parquet.rows().min(left), fingerprint, Content::Parquet(parquet))
         }
     };
     Ok(InputObject {
@@ -291,6 +333,7 @@ fn open(
         size: entry.size,
         etag: entry.etag,
         rows,
+        fingerprint,
         location: entry.location,
         content,
     })

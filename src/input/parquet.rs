@@ -16,6 +16,7 @@ use parquet::arrow::arrow_reader::{
 use parquet::errors::ParquetError;
 use parquet::file::reader::{ChunkReader, Length};
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use super::{InputError, InputSpec, PromptColumns};
 use crate::storage::{Entry, Location, ObjectReader, Storage};
@@ -37,6 +38,26 @@ impl Parquet {
         let metadata = ArrowReaderMetadata::load(&chunks, ArrowReaderOptions::new())
             .map_err(|error| damaged(name, &error))?;
         Ok(Self { metadata, size: entry.size })
+    }
+
+    /// SHA-256 over the footer, the size and, in a remote store, the version.
+    pub(super) fn fingerprint(
+        &self,
+        storage: &Storage,
+        entry: &Entry,
+        name: &str,
+    ) -> Result<String, InputError> {
+        let end = self.size.checked_sub(8).ok_or_else(|| damaged(name, &"it is too short"))?;
+        let tail = storage.get_range(&entry.location, end..self.size)?;
+        let length = tail.first_chunk::<4>().map_or(0, |bytes| u32::from_le_bytes(*bytes));
+        let footer = storage.get_range(&entry.location, end.saturating_sub(length.into())..end)?;
+        let mut hasher = Sha256::new_with_prefix(self.size.to_le_bytes());
+        hasher.update(footer);
+        // A local file's version changes when it is copied.
+        if let Some(etag) = entry.etag.as_ref().filter(|_| entry.location.local_path().is_none()) {
+            hasher.update(etag);
+        }
+        Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
     pub(super) fn rows(&self) -> u64 {

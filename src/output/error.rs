@@ -55,6 +55,14 @@ pub enum OutputError {
         /// One line for each setting that differs, with both values.
         differences: Vec<String>,
     },
+    /// The input is not what the output was made from.
+    #[error("the input has changed since this output was begun{}", listed(changed, removed))]
+    InputChanged {
+        /// Objects that have other rows under the same name.
+        changed: Vec<String>,
+        /// Objects that are gone.
+        removed: Vec<String>,
+    },
     /// The job record cannot be understood.
     #[error("job record `{record}` is damaged: {cause}")]
     DamagedRecord {
@@ -119,6 +127,19 @@ pub enum OutputError {
     },
 }
 
+/// Most objects named in an error.
+const MAX_NAMED: usize = 20;
+
+fn listed(changed: &[String], removed: &[String]) -> String {
+    let line = |what: &str, names: &[String]| -> String {
+        let shown = names.iter().take(MAX_NAMED).map(|name| format!("\n  {what}: `{name}`"));
+        let more = names.len().saturating_sub(MAX_NAMED);
+        let more = (more > 0).then(|| format!("\n  {what}: and {more} more"));
+        shown.chain(more).collect()
+    };
+    line("changed", changed) + &line("gone", removed)
+}
+
 impl OutputError {
     /// What to do about it, printed under the message.
     pub fn hint(&self) -> Option<String> {
@@ -134,6 +155,9 @@ impl OutputError {
             }
             Self::DifferentJob { .. } => {
                 "choose another `output.path`, delete the folder to start over, or restore the settings"
+            }
+            Self::InputChanged { .. } => {
+                "restore the objects, choose another `output.path`, or run with `--redo-changed`: what was made from them is removed and done again"
             }
             Self::DamagedRecord { .. } => {
                 "restore the file, or delete the whole output folder to start over"

@@ -57,6 +57,10 @@ impl Output {
         &self.root
     }
 
+    pub(super) fn place_of_records(&self) -> (&Storage, &Location) {
+        (&self.storage, &self.root)
+    }
+
     fn begin_or_compare(&self) -> Result<(), OutputError> {
         let place = self.root.child(RECORD_PATH);
         let now = JobRecord::new(self.encoder.facts());

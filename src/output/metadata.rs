@@ -11,6 +11,7 @@ pub(super) const OK_ROWS: &str = "nightshift.ok_rows";
 pub(super) const FAILED_ROWS: &str = "nightshift.failed_rows";
 pub(super) const FAILURES: &str = "nightshift.failures";
 pub(super) const CONTENT_SHA256: &str = "nightshift.content_sha256";
+pub(super) const FILE_SHA256: &str = "nightshift.file_sha256";
 
 /// The key-value metadata of a part, with what each key means.
 pub(super) const METADATA: &[(&str, &str)] = &[
@@ -26,6 +27,7 @@ pub(super) const METADATA: &[(&str, &str)] = &[
     (FAILURES, "Failed input rows by error code, a JSON object."),
     (
         CONTENT_SHA256,
-        "SHA-256 of a canonical form of all columns but `cached_tokens` and the timings; equal in all runs of a job.",
+        "SHA-256 of a canonical form of all columns but `cached_tokens`, `reused` and the timings; equal in all runs of a job.",
     ),
+    (FILE_SHA256, "SHA-256 of the whole file, with zeros in the place of this value."),
 ];

@@ -9,12 +9,15 @@ mod error;
 mod experts;
 mod folder;
 mod footer;
+mod inputs;
 mod journal;
 mod metadata;
 mod part;
 mod record;
 mod schema;
+mod seal;
 mod status;
+mod verify;
 
 use arrow::array::RecordBatch;
 use sha2::{Digest, Sha256};
@@ -26,10 +29,12 @@ pub use collect::{Collector, OpenPartition, RowFacts};
 pub use error::OutputError;
 pub use experts::ExpertLoad;
 pub use folder::{Committed, Output};
+pub use inputs::{InputFact, InputsRecord};
 pub use journal::{Journal, JournalEntry};
 pub use record::{JobFacts, JobRecord};
 pub use schema::{completion_schema, completion_schema_json};
-pub use status::{LastRun, PartCounts, RowCounts, Status};
+pub use status::{LastRun, PartCounts, RowCounts, Status, read_job};
+pub use verify::{PartContent, check_part};
 
 /// What the parts hold besides the fixed columns, and how they are packed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

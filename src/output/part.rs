@@ -17,10 +17,10 @@ use parquet::file::properties::WriterProperties;
 use super::checksum::ContentChecksum;
 use super::columns::{self, Row};
 use super::metadata::{
-    CONTENT_SHA256, FAILED_ROWS, FAILURES, FIRST_ROW, JOB_FINGERPRINT, MODEL, MODEL_FINGERPRINT,
-    OBJECT, OK_ROWS, ROWS, VERSION,
+    CONTENT_SHA256, FAILED_ROWS, FAILURES, FILE_SHA256, FIRST_ROW, JOB_FINGERPRINT, MODEL,
+    MODEL_FINGERPRINT, OBJECT, OK_ROWS, ROWS, VERSION,
 };
-use super::{Compression, FinishedPartition, JobFacts, OutputError, OutputSpec, schema};
+use super::{Compression, FinishedPartition, JobFacts, OutputError, OutputSpec, schema, seal};
 
 /// Output rows laid out in columns at a time: few enough that the offsets of their longest lists fit.
 const MAX_CHUNK_ROWS: usize = 256;
@@ -72,7 +72,10 @@ impl Encoder {
         for (key, value) in self.metadata(part, checksum.finish()) {
             writer.append_key_value_metadata(KeyValue::new(key.to_owned(), value));
         }
-        writer.into_inner().map(Bytes::from).map_err(encode_error)
+        let mut bytes = writer.into_inner().map_err(encode_error)?;
+        let sealed = seal::close(&mut bytes);
+        debug_assert!(sealed, "the footer has a place for the seal");
+        Ok(bytes.into())
     }
 
     fn columns(&self, rows: &[Row<'_>], kept: &RecordBatch) -> Result<RecordBatch, ArrowError> {
@@ -108,6 +111,7 @@ impl Encoder {
             (FAILED_ROWS, failed.to_string()),
             (FAILURES, serde_json::json!(failures).to_string()),
             (CONTENT_SHA256, content_sha256),
+            (FILE_SHA256, seal::OPEN.to_owned()),
         ]
     }
 }

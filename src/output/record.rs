@@ -26,10 +26,6 @@ pub struct JobFacts {
     pub model_fingerprint: String,
     /// The model's name.
     pub model_name: String,
-    /// Input rows of the whole job; for `status`, not part of the identity.
-    pub rows_total: u64,
-    /// Parts of the whole job; for `status`, not part of the identity.
-    pub parts_total: u64,
 }
 
 /// The job record as stored.
@@ -45,10 +41,6 @@ pub struct JobRecord {
     pub model_fingerprint: String,
     /// See [`JobFacts::model_name`].
     pub model: String,
-    /// See [`JobFacts::rows_total`].
-    pub rows_total: u64,
-    /// See [`JobFacts::parts_total`].
-    pub parts_total: u64,
 }
 
 impl JobRecord {
@@ -61,8 +53,6 @@ impl JobRecord {
             job_fingerprint: facts.job_fingerprint,
             model_fingerprint: facts.model_fingerprint,
             model: facts.model_name,
-            rows_total: facts.rows_total,
-            parts_total: facts.parts_total,
         }
     }
 
@@ -148,8 +138,6 @@ mod tests {
             job_fingerprint: fingerprint.into(),
             model_fingerprint: "m1".into(),
             model_name: "tiny".into(),
-            rows_total: 1,
-            parts_total: 1,
         })
     }
 
@@ -184,10 +172,9 @@ mod tests {
     }
 
     #[test]
-    fn the_plan_is_not_part_of_the_identity() {
+    fn the_program_is_not_part_of_the_identity() {
         let was = record(json!({"a": 1}), "a");
-        let now =
-            JobRecord { rows_total: 7, parts_total: 7, nightshift: "9.9.9".into(), ..was.clone() };
+        let now = JobRecord { nightshift: "9.9.9".into(), ..was.clone() };
         assert_eq!(was.differences(&now), Vec::<String>::new());
     }
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::folder::RUNS_PATH;
 use super::footer;
 use super::record::RECORD_PATH;
-use super::{JobRecord, OutputError};
+use super::{InputsRecord, JobRecord, OutputError};
 use crate::storage::{Entry, Location, Storage};
 
 /// The progress of an output.
@@ -71,21 +71,22 @@ pub struct LastRun {
 impl Status {
     /// Reads the status of an output folder.
     pub fn read(storage: &Storage, root: &Location) -> Result<Self, OutputError> {
-        let mut status = Self::begun(root, read_record(storage, root)?);
+        let inputs = InputsRecord::read(storage, root)?.unwrap_or_default();
+        let mut status = Self::begun(root, read_job(storage, root)?, &inputs);
         for entry in storage.list(&root.child("parts"))? {
             status.count(storage, &entry)?;
         }
-        status.complete = status.parts.committed >= status.parts.total;
+        status.complete = inputs.parts() > 0 && status.parts.committed >= inputs.parts();
         status.last_run = read_last_run(storage, root)?;
         Ok(status)
     }
 
-    fn begun(root: &Location, record: JobRecord) -> Self {
+    fn begun(root: &Location, record: JobRecord, inputs: &InputsRecord) -> Self {
         Self {
             output: root.to_string(),
             complete: false,
-            parts: PartCounts { total: record.parts_total, ..PartCounts::default() },
-            rows: RowCounts { total: record.rows_total, ..RowCounts::default() },
+            parts: PartCounts { total: inputs.parts(), ..PartCounts::default() },
+            rows: RowCounts { total: inputs.rows(), ..RowCounts::default() },
             failures: BTreeMap::new(),
             unknown: Vec::new(),
             damaged: Vec::new(),
@@ -126,7 +127,8 @@ impl Status {
     }
 }
 
-fn read_record(storage: &Storage, root: &Location) -> Result<JobRecord, OutputError> {
+/// The job that an output belongs to.
+pub fn read_job(storage: &Storage, root: &Location) -> Result<JobRecord, OutputError> {
     let place = root.child(RECORD_PATH);
     if storage.head(&place)?.is_none() {
         return Err(OutputError::NotAnOutput { output: root.to_string(), record: RECORD_PATH });

@@ -24,6 +24,8 @@ pub enum RunError {
     Engine(#[from] EngineError),
     #[error(transparent)]
     Output(#[from] OutputError),
+    #[error("cannot merge into `{file}`: {cause}")]
+    Merge { file: String, cause: String },
     #[error("{failed} rows failed, more than `run.max_errors` allows: {}", counted(failures))]
     TooManyErrors { failed: u64, failures: BTreeMap<String, u64> },
 }
@@ -44,6 +46,7 @@ impl RunError {
             Self::Model(error) => error.hint(),
             Self::Engine(error) => error.hint(),
             Self::Output(error) => error.hint(),
+            Self::Merge { .. } => None,
             Self::TooManyErrors { .. } => Some(
                 "see `error_message` of the failed rows; what was done is committed, and the same command goes on"
                     .into(),

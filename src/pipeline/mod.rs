@@ -10,6 +10,7 @@ mod commit;
 mod error;
 mod generate;
 mod memory;
+mod merge;
 mod percentiles;
 mod prepare;
 pub mod progress;
@@ -17,6 +18,7 @@ mod read;
 pub mod report;
 mod shard;
 mod stop;
+mod verify;
 mod window;
 
 use std::sync::mpsc::{channel, sync_channel};
@@ -37,26 +39,38 @@ use crate::ops::Held;
 use crate::output::{ExpertLoad, Output, Status};
 
 pub use error::RunError;
+pub use merge::{MergeFormat, merge};
 pub use prepare::Prepared;
 pub use shard::Shard;
 pub use stop::Stop;
+pub use verify::{Verification, verify};
 
 /// Partitions that are read ahead of the engine, beside those that it holds.
 const PARTITIONS_AHEAD: usize = 2;
 /// Share of free memory that `cache = "auto"` takes at most.
 const AUTO_CACHE_SHARE: u64 = 4;
 
+/// What one run does of its job.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RunChoice {
+    /// Its share of the parts; none: all.
+    pub shard: Option<Shard>,
+    /// Does parts again whose input objects changed, instead of refusing to run.
+    pub redo_changed: bool,
+}
+
 /// Runs a job: what its output lacks is generated and committed.
 pub fn run(
     job: &Job,
-    shard: Option<Shard>,
+    choice: RunChoice,
     progress: &Progress,
     stop: &Stop,
 ) -> Result<RunReport, RunError> {
     let start = Instant::now();
     let run_id = run_id();
     let prepared = Prepared::new(job)?;
-    let output = prepared.open_output(job)?;
+    let output = prepared.open_output(job, choice.redo_changed)?;
+    let shard = choice.shard;
     let committed = prepared.committed(&output)?;
     let partitions = prepared.input.partitions();
     let open: Vec<&Partition> =

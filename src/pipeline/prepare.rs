@@ -7,10 +7,10 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::RunError;
-use crate::input::{Input, Partition, PromptColumns};
+use crate::input::{Input, InputObject, Partition, PromptColumns};
 use crate::job::{Job, fingerprint};
 use crate::model::{self, Config, ModelError};
-use crate::output::{JobFacts, Output, PartId};
+use crate::output::{InputFact, InputsRecord, JobFacts, Output, PartId};
 use crate::prompt::{Encoder, Grammars, Limits, PromptError, TextModel};
 use crate::storage::Storage;
 
@@ -64,9 +64,8 @@ impl Prepared {
     }
 
     /// Opens the output folder: begins it, or finds that this very job began it.
-    pub(super) fn open_output(&self, job: &Job) -> Result<Output, RunError> {
+    pub(super) fn open_output(&self, job: &Job, redo_changed: bool) -> Result<Output, RunError> {
         let model_fingerprint = model_fingerprint(&self.model_folder)?;
-        let partitions = self.input.partitions();
         let facts = JobFacts {
             job_fingerprint: fingerprint(
                 &json!({ "job": job.identity, "model": model_fingerprint }),
@@ -74,17 +73,24 @@ impl Prepared {
             job: job.identity.clone(),
             model_fingerprint,
             model_name: model_name(&self.model_folder),
-            rows_total: partitions.iter().map(|partition| partition.rows).sum(),
-            parts_total: partitions.len() as u64,
         };
         let root = self.storage.locate(&job.output_path, &job.base)?;
-        Ok(Output::open(
-            self.storage.clone(),
-            root,
-            job.output,
-            self.input.kept_fields().clone(),
-            facts,
-        )?)
+        let (storage, kept) = (self.storage.clone(), self.input.kept_fields().clone());
+        let output = Output::open(storage, root, job.output, kept, facts)?;
+        output.accept_inputs(&self.inputs(job.rows_per_part), redo_changed)?;
+        Ok(output)
+    }
+
+    fn inputs(&self, rows_per_part: u64) -> InputsRecord {
+        let fact = |object: &InputObject| InputFact {
+            name: object.name.clone(),
+            url: object.url(),
+            format: object.format().to_owned(),
+            size: object.size,
+            rows: object.rows,
+            fingerprint: object.fingerprint.clone(),
+        };
+        InputsRecord { rows_per_part, objects: self.input.objects().iter().map(fact).collect() }
     }
 
     /// For each partition whether its part is committed.

@@ -17,12 +17,12 @@ use tempfile::TempDir;
 use crate::goldens::{fixture, goldens, ids};
 
 /// A folder with a job in it.
-struct Bench {
+pub(crate) struct Bench {
     folder: TempDir,
 }
 
 impl Bench {
-    fn new(rows: &str, job: &str) -> Self {
+    pub(crate) fn new(rows: &str, job: &str) -> Self {
         let folder = TempDir::new().unwrap();
         std::fs::write(folder.path().join("rows.jsonl"), rows).unwrap();
         let bench = Self { folder };
@@ -30,26 +30,31 @@ impl Bench {
         bench
     }
 
-    fn write_job(&self, job: &str) {
+    pub(crate) fn write_job(&self, job: &str) {
         std::fs::write(self.path("job.toml"), job).unwrap();
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_nightshift"));
         command.arg("run").arg(self.path("job.toml")).args(arguments).stdin(Stdio::null());
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
         self.command(arguments).output().unwrap()
     }
 
+    /// Any other command.
+    pub(crate) fn tool(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_nightshift")).args(arguments).output().unwrap()
+    }
+
     /// Parts of an output folder by their path below it.
-    fn parts(&self, output: &str) -> BTreeMap<String, RecordBatch> {
+    pub(crate) fn parts(&self, output: &str) -> BTreeMap<String, RecordBatch> {
         let root = self.path(output).join("parts");
         let mut parts = BTreeMap::new();
         for object in std::fs::read_dir(root).unwrap() {
@@ -64,20 +69,20 @@ impl Bench {
         parts
     }
 
-    fn checksums(&self, output: &str) -> BTreeMap<String, String> {
+    pub(crate) fn checksums(&self, output: &str) -> BTreeMap<String, String> {
         self.parts(output)
             .into_iter()
             .map(|(name, batch)| (name, content_checksum(&batch)))
             .collect()
     }
 
-    fn rows(&self, output: &str) -> RecordBatch {
+    pub(crate) fn rows(&self, output: &str) -> RecordBatch {
         let parts: Vec<RecordBatch> = self.parts(output).into_values().collect();
         arrow::compute::concat_batches(&parts[0].schema(), &parts).unwrap()
     }
 }
 
-fn read(path: &Path) -> RecordBatch {
+pub(crate) fn read(path: &Path) -> RecordBatch {
     let file = std::fs::File::open(path).unwrap();
     let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap();
     let schema = reader.schema();
@@ -85,12 +90,12 @@ fn read(path: &Path) -> RecordBatch {
     arrow::compute::concat_batches(&schema, &batches).unwrap()
 }
 
-fn text<'a>(rows: &'a RecordBatch, column: &str, row: usize) -> &'a str {
+pub(crate) fn text<'a>(rows: &'a RecordBatch, column: &str, row: usize) -> &'a str {
     let column = rows.column_by_name(column).unwrap().as_string::<i32>();
     if column.is_null(row) { "" } else { column.value(row) }
 }
 
-fn model(name: &str) -> String {
+pub(crate) fn model(name: &str) -> String {
     fixture(name).display().to_string()
 }
 
@@ -98,12 +103,12 @@ fn tiny() -> String {
     model("a_v2like")
 }
 
-fn chat_rows(count: usize) -> String {
+pub(crate) fn chat_rows(count: usize) -> String {
     let row = |i: usize| json!({ "id": i, "messages": [{ "role": "user", "content": format!("Question {i}: {}", "why? ".repeat(i % 13)) }] });
     (0..count).map(|i| row(i).to_string() + "\n").collect()
 }
 
-fn chat_job(more: &str) -> String {
+pub(crate) fn chat_job(more: &str) -> String {
     format!(
         "[model]\npath = '{}'\n[input]\npaths = ['rows.jsonl']\nmessages = 'messages'\nid = 'id'\n{more}",
         tiny()

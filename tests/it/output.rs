@@ -14,8 +14,8 @@ use arrow::datatypes::{
 };
 use bytes::Bytes;
 use nightshift::output::{
-    Committed, Compression, Echo, FinishedPartition, Include, JobFacts, Output, OutputError,
-    OutputSpec, PartId, RowOutcome, Status, content_checksum,
+    Committed, Compression, Echo, FinishedPartition, Include, InputFact, InputsRecord, JobFacts,
+    Output, OutputError, OutputSpec, PartId, RowOutcome, Status, content_checksum,
 };
 use nightshift::row::{
     Completion, FailureCode, Generated, Generation, Message, PartitionId, RowFailure, RowRef,
@@ -87,9 +87,19 @@ fn facts(job_fingerprint: &str) -> JobFacts {
         job_fingerprint: job_fingerprint.into(),
         model_fingerprint: "model1".into(),
         model_name: "tiny".into(),
-        rows_total: 10,
-        parts_total: 4,
     }
+}
+
+fn inputs(rows: u64, rows_per_part: u64) -> InputsRecord {
+    let object = InputFact {
+        name: "a.jsonl".into(),
+        url: "memory:///a.jsonl".into(),
+        format: "jsonl".into(),
+        size: 1,
+        rows,
+        fingerprint: "f".into(),
+    };
+    InputsRecord { rows_per_part, objects: vec![object] }
 }
 
 fn kept(columns: Vec<(&str, ArrayRef)>, rows: usize) -> RecordBatch {
@@ -594,15 +604,6 @@ fn an_output_of_another_job_is_refused_with_the_differences() {
 }
 
 #[test]
-fn the_same_job_continues_whatever_its_plan() {
-    let world = World::new();
-    world.open(ALL, &Fields::empty());
-    assert!(
-        world.try_open(ALL, &Fields::empty(), JobFacts { rows_total: 99, ..facts("job1") }).is_ok()
-    );
-}
-
-#[test]
 fn a_torn_job_record_is_an_error_that_names_it() {
     let world = World::new();
     let record = world.root.child("_nightshift/job.json");
@@ -649,6 +650,7 @@ fn a_clash_of_names_leaves_no_trace() {
 fn status_comes_from_the_store_alone() {
     let world = World::new();
     let output = world.open(ALL, &Fields::empty());
+    output.accept_inputs(&inputs(10, 3), false).unwrap();
     output.commit(mixed()).unwrap();
     output.commit(part(0, vec![Ok(vec![ok(0, 0, 2)]), Err(bad_line())], kept(vec![], 2))).unwrap();
     world.storage.put(&world.root.child("parts/notes.txt"), Bytes::from_static(b"?")).unwrap();
@@ -684,9 +686,9 @@ fn status_shows_the_newest_report_that_is_whole() {
 #[test]
 fn an_output_is_complete_when_all_its_parts_are_there() {
     let world = World::new();
-    let output = world
-        .try_open(ALL, &Fields::empty(), JobFacts { parts_total: 1, ..facts("job1") })
-        .unwrap();
+    let output = world.open(ALL, &Fields::empty());
+    assert!(!Status::read(&world.storage, &world.root).unwrap().complete);
+    output.accept_inputs(&inputs(10, 10), false).unwrap();
     assert!(!Status::read(&world.storage, &world.root).unwrap().complete);
     output.commit(mixed()).unwrap();
     assert!(Status::read(&world.storage, &world.root).unwrap().complete);

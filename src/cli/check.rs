@@ -8,6 +8,7 @@ use super::exit::Exit;
 use super::{JobArgs, terminal};
 use crate::job::Job;
 use crate::model::Header;
+use crate::pipeline::progress::Progress;
 use crate::pipeline::{Prepared, RunError};
 
 /// Checks a job without running it: job file, input columns, model header and tokenizer. Shows the first
@@ -44,7 +45,7 @@ pub(super) fn check(args: CheckArgs) -> Exit {
 }
 
 fn look(job: &Job, show: usize) -> Result<String, RunError> {
-    let prepared = Prepared::new(job)?;
+    let prepared = Prepared::new(job, &Progress::default())?;
     let header = Header::read(&prepared.model_folder, &prepared.config)?;
     let mut lines = vec![
         format!("job     {}: fine", job.name),

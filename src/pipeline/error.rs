@@ -1,6 +1,7 @@
 //! Every way in which a run ends early.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use crate::engine::EngineError;
 use crate::input::InputError;
@@ -24,6 +25,8 @@ pub enum RunError {
     Engine(#[from] EngineError),
     #[error(transparent)]
     Output(#[from] OutputError),
+    #[error("cannot fetch the model to `{}`", folder.display())]
+    Fetch { folder: PathBuf, source: std::io::Error },
     #[error("cannot merge into `{file}`: {cause}")]
     Merge { file: String, cause: String },
     #[error("{failed} rows failed, more than `run.max_errors` allows: {}", counted(failures))]
@@ -47,6 +50,9 @@ impl RunError {
             Self::Engine(error) => error.hint(),
             Self::Output(error) => error.hint(),
             Self::Merge { .. } => None,
+            Self::Fetch { .. } => Some(
+                "NIGHTSHIFT_CACHE names the cache's folder; the same command goes on where this stopped".into(),
+            ),
             Self::TooManyErrors { .. } => Some(
                 "see `error_message` of the failed rows; what was done is committed, and the same command goes on"
                     .into(),

@@ -8,6 +8,7 @@
 
 mod commit;
 mod error;
+mod fetch;
 mod generate;
 mod memory;
 mod merge;
@@ -68,7 +69,7 @@ pub fn run(
 ) -> Result<RunReport, RunError> {
     let start = Instant::now();
     let run_id = run_id();
-    let prepared = Prepared::new(job)?;
+    let prepared = Prepared::new(job, progress)?;
     let output = prepared.open_output(job, choice.redo_changed)?;
     let shard = choice.shard;
     let committed = prepared.committed(&output)?;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use super::RunError;
+use super::progress::Progress;
+use super::{RunError, fetch};
 use crate::input::{Input, InputObject, Partition, PromptColumns};
 use crate::job::{Job, fingerprint};
 use crate::model::{self, Config, ModelError};
@@ -35,8 +36,9 @@ pub struct Prepared {
 
 impl Prepared {
     /// Looks at a job's input and model folder.
-    pub fn new(job: &Job) -> Result<Self, RunError> {
-        let model_folder = job.base.join(&job.model_path);
+    pub fn new(job: &Job, progress: &Progress) -> Result<Self, RunError> {
+        let storage = Storage::new()?;
+        let model_folder = fetch::model_folder(&storage, &job.model_path, &job.base, progress)?;
         let config = Config::load(&model_folder)?;
         let text = Arc::new(TextModel::load(&model_folder)?);
         let limits = Limits {
@@ -52,7 +54,6 @@ impl Prepared {
             let guide = grammars.guide(constraint);
             guide.map_err(|message| PromptError::Constraint { message })?;
         }
-        let storage = Storage::new()?;
         let input = Input::discover(&storage, job.input.clone(), job.rows_per_part)?;
         Ok(Self { storage, input, model_folder, config, text, encoder })
     }

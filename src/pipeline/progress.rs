@@ -10,6 +10,8 @@ pub enum Phase {
     /// Input objects are listed and cut into partitions, committed parts are looked up.
     #[default]
     Planning,
+    /// The model is brought from a bucket to the local disk.
+    Fetching,
     /// Weights are read.
     Loading,
     /// Rows are generated and committed.

@@ -139,7 +139,9 @@ impl StorageError {
     /// What to do about it, printed under the message.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
-            Self::Scheme { .. } => "use a path, `file:///…`, `s3://bucket/key` or `memory://…`",
+            Self::Scheme { .. } => {
+                "use a path, `file:///…`, `s3://bucket/key`, `gs://…`, `az://container/key` or `memory://…`"
+            }
             Self::NotFound { .. } => {
                 "check the spelling; relative paths start at the job file's folder"
             }
@@ -148,6 +150,12 @@ impl StorageError {
             }
             Self::Denied { location, .. } if location.starts_with("s3://") => {
                 "check `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION` and the bucket's policy"
+            }
+            Self::Denied { location, .. } if location.starts_with("gs://") => {
+                "check `GOOGLE_APPLICATION_CREDENTIALS` (or `GOOGLE_SERVICE_ACCOUNT`) and the bucket's policy"
+            }
+            Self::Denied { location, .. } if location.starts_with("az://") => {
+                "check `AZURE_STORAGE_ACCOUNT_NAME`, `AZURE_STORAGE_ACCOUNT_KEY` and the container's policy"
             }
             Self::Denied { .. } => "check the owner and mode of the file and of its folders",
             Self::Full { .. } => {

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use object_store::ObjectStore;
 use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::{Path as ObjectPath, PathPart};
@@ -41,19 +43,27 @@ pub(super) struct Place {
 }
 
 impl Store {
-    /// Opens the store of a root; remote ones take their settings from `AWS_*` environment variables.
+    /// Opens the store of a root; remote ones take their settings from the environment variables of
+    /// their provider: `AWS_*`, `GOOGLE_*`, `AZURE_*`.
     pub(super) fn open(root: &str) -> Result<Self, StorageError> {
         let objects: Arc<dyn ObjectStore> = match root {
             LOCAL => Arc::new(LocalFileSystem::new().with_fsync(true)),
             MEMORY => Arc::new(InMemory::new()),
-            bucket => {
-                Arc::new(AmazonS3Builder::from_env().with_url(bucket).build().map_err(|cause| {
-                    StorageError::Place { text: bucket.to_owned(), cause: cause.to_string() }
-                })?)
-            }
+            bucket => open_bucket(bucket).map_err(|cause| StorageError::Place {
+                text: bucket.to_owned(),
+                cause: cause.to_string(),
+            })?,
         };
         Ok(Self { root: root.to_owned(), objects })
     }
+}
+
+fn open_bucket(url: &str) -> object_store::Result<Arc<dyn ObjectStore>> {
+    Ok(match url.split_once("://").map(|(scheme, _)| scheme) {
+        Some("gs") => Arc::new(GoogleCloudStorageBuilder::from_env().with_url(url).build()?),
+        Some("az") => Arc::new(MicrosoftAzureBuilder::from_env().with_url(url).build()?),
+        _ => Arc::new(AmazonS3Builder::from_env().with_url(url).build()?),
+    })
 }
 
 impl Location {
@@ -138,7 +148,9 @@ pub(super) fn parse(text: &str, base: &Path) -> Result<Place, StorageError> {
             Ok(Place { root: MEMORY.into(), shown: format!("{MEMORY}{path}"), path })
         }
         Some(("file", path)) => parse_file_url(text, path),
-        Some(("s3" | "s3a", rest)) => parse_bucket_url(text, rest),
+        Some(("s3" | "s3a", rest)) => parse_bucket_url(text, "s3", rest),
+        Some(("gs", rest)) => parse_bucket_url(text, "gs", rest),
+        Some(("az", rest)) => parse_bucket_url(text, "az", rest),
         Some((scheme, _)) if is_scheme(scheme) => {
             Err(StorageError::Scheme { scheme: scheme.to_owned() })
         }
@@ -162,14 +174,14 @@ fn parse_file_url(text: &str, rest: &str) -> Result<Place, StorageError> {
 }
 
 /// Keys are not percent-decoded, as in the tools of S3: `s3://bucket/a?b%20c` is the key `a?b%20c`.
-fn parse_bucket_url(text: &str, rest: &str) -> Result<Place, StorageError> {
+fn parse_bucket_url(text: &str, scheme: &str, rest: &str) -> Result<Place, StorageError> {
     let (authority, key) = rest.split_once('/').unwrap_or((rest, ""));
     let bucket = authority.rsplit('@').next().unwrap_or(authority);
     if bucket.is_empty() {
         let cause = "there is no bucket name".to_owned();
         return Err(StorageError::Place { text: text.to_owned(), cause });
     }
-    let root = format!("s3://{bucket}");
+    let root = format!("{scheme}://{bucket}");
     let path = object_path(&format!("{root}/{key}"), key)?;
     Ok(Place { shown: format!("{root}/{path}"), root, path })
 }

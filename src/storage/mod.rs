@@ -1,4 +1,4 @@
-//! Bytes by name: `s3://`, `file://`, plain paths and `memory://` behind one blocking interface to list,
+//! Bytes by name: `s3://`, `gs://`, `az://`, `file://`, plain paths and `memory://` behind one blocking interface to list,
 //! read in ranges, and put atomically. The only place that knows an async runtime; it does not know what
 //! the bytes mean.
 

@@ -174,7 +174,7 @@ fn a_location_is_shown_as_a_person_writes_it() {
 fn a_place_that_cannot_be_is_refused() {
     let storage = storage();
     for (text, message) in [
-        ("gs://bucket/a", "there is no storage for `gs://` URLs"),
+        ("ftp://host/a", "there is no storage for `ftp://` URLs"),
         ("s3:///a", "`s3:///a` is not a usable path or URL: there is no bucket name"),
         (
             "file://a",

@@ -10,4 +10,5 @@ mod job;
 mod oracle;
 mod output;
 mod published;
+mod s3;
 mod text;

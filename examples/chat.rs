@@ -9,6 +9,7 @@ use std::path::Path;
 
 use nightshift::job::{Job, Overrides};
 use nightshift::pipeline::{self, RunChoice, Stop, progress::Progress};
+use nightshift::storage::Storage;
 use parquet::record::RowAccessor;
 use serde_json::json;
 
@@ -25,7 +26,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     );
     std::fs::write(folder.join("job.toml"), job)?;
     let job = Job::load(&folder.join("job.toml"), &Overrides::default())?;
-    let report = pipeline::run(&job, RunChoice::default(), &Progress::default(), &Stop::default())?;
+    let report = pipeline::run(
+        &Storage::new()?,
+        &job,
+        RunChoice::default(),
+        &Progress::default(),
+        &Stop::default(),
+    )?;
     println!("{} row answered, {} tokens", report.rows.ok, report.tokens.completion);
     for part in parts(&folder.join("out/parts"))? {
         let reader = parquet::file::reader::SerializedFileReader::new(std::fs::File::open(&part)?)?;

@@ -10,6 +10,7 @@ use crate::job::Job;
 use crate::model::Header;
 use crate::pipeline::progress::Progress;
 use crate::pipeline::{Prepared, RunError};
+use crate::storage::Storage;
 
 /// Checks a job without running it: job file, input columns, model header and tokenizer. Shows the first
 /// prompts as the model would get them.
@@ -45,7 +46,7 @@ pub(super) fn check(args: CheckArgs) -> Exit {
 }
 
 fn look(job: &Job, show: usize) -> Result<String, RunError> {
-    let prepared = Prepared::new(job, &Progress::default())?;
+    let prepared = Prepared::new(&Storage::new()?, job, &Progress::default())?;
     let header = Header::read(&prepared.model_folder, &prepared.config)?;
     let mut lines = vec![
         format!("job     {}: fine", job.name),

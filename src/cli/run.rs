@@ -9,7 +9,8 @@ use super::display::Display;
 use super::exit::Exit;
 use super::{JobArgs, LogArgs, summary, terminal};
 use crate::job::Job;
-use crate::pipeline::{self, RunChoice, Shard, Stop, progress::Progress};
+use crate::pipeline::{self, RunChoice, RunError, Shard, Stop, progress::Progress};
+use crate::storage::Storage;
 
 /// Runs a job, or continues it: generates what its output lacks.
 #[derive(Debug, Args)]
@@ -58,7 +59,8 @@ pub(super) fn run(args: RunArgs) -> Exit {
     watch_signals(stop.clone(), job.run.drain);
     let result = std::thread::scope(|scope| {
         let display = Display::start(scope, &progress, args.quiet);
-        let result = pipeline::run(&job, choice, &progress, &stop);
+        let storage = Storage::new().map_err(RunError::from);
+        let result = storage.and_then(|s| pipeline::run(&s, &job, choice, &progress, &stop));
         display.end();
         result
     });

@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use super::exit::Exit;
 use super::terminal;
 use crate::pipeline::{self, MergeFormat, RunError, Verification};
+use crate::storage::Storage;
 
 /// Proves an output: every input row has exactly one outcome, and nothing was changed.
 #[derive(Debug, Args)]
@@ -47,7 +48,8 @@ enum FormatArg {
 }
 
 pub(super) fn verify(args: VerifyArgs) -> Exit {
-    told(pipeline::verify(&args.output, !args.parts_only), args.json)
+    let verified = Storage::new().map_err(RunError::from);
+    told(verified.and_then(|s| pipeline::verify(&s, &args.output, !args.parts_only)), args.json)
 }
 
 pub(super) fn merge(args: MergeArgs) -> Exit {
@@ -55,7 +57,9 @@ pub(super) fn merge(args: MergeArgs) -> Exit {
         FormatArg::Parquet => MergeFormat::Parquet,
         FormatArg::Jsonl => MergeFormat::Jsonl,
     };
-    let merged = pipeline::merge(&args.output, &args.to, format, args.file_size.as_u64());
+    let bytes = args.file_size.as_u64();
+    let merged = Storage::new().map_err(RunError::from);
+    let merged = merged.and_then(|s| pipeline::merge(&s, &args.output, &args.to, format, bytes));
     if let Ok((_, files)) = &merged {
         terminal::say(&format!("{files} files in {}", args.to));
     }

@@ -64,8 +64,19 @@ impl Output {
     fn begin_or_compare(&self) -> Result<(), OutputError> {
         let place = self.root.child(RECORD_PATH);
         let now = JobRecord::new(self.encoder.facts());
-        let put = self.storage.put_create(&place, Bytes::from(now.to_json()));
-        if put.map_err(|source| self.not_writable(source))? == PutOutcome::Created {
+        let put = || {
+            let put = self.storage.put_create(&place, Bytes::from(now.to_json()));
+            put.map_err(|source| self.not_writable(source))
+        };
+        // Looked for first: a store that ignores conditions would replace another job's record.
+        let there = self.storage.head(&place).map_err(|source| self.not_writable(source))?;
+        if there.is_none() && put()? == PutOutcome::Created {
+            if put()? == PutOutcome::Created {
+                tracing::warn!(
+                    output = self.root.to_string(),
+                    "this store replaces objects that it was told to create: two runners at once do the same work twice, and the last one's parts stay"
+                );
+            }
             return Ok(());
         }
         let differences = JobRecord::read(&self.storage, &place)?.differences(&now);

@@ -25,16 +25,16 @@ pub enum MergeFormat {
 /// Merges an output's parts into files of about `file_bytes` each, and verifies them on the way. Files
 /// are never replaced; of an output that is not sound what was sound is merged, and the rest is told.
 pub fn merge(
+    storage: &Storage,
     output: &str,
     to: &str,
     format: MergeFormat,
     file_bytes: u64,
 ) -> Result<(Verification, u64), RunError> {
-    let storage = Storage::new()?;
     let root = storage.locate(output, Path::new("."))?;
     let folder = storage.locate(to, Path::new("."))?;
-    let mut merger = Merger { storage: &storage, folder, format, file_bytes, open: None, files: 0 };
-    let verification = walk(&storage, &root, true, &mut merger)?;
+    let mut merger = Merger { storage, folder, format, file_bytes, open: None, files: 0 };
+    let verification = walk(storage, &root, true, &mut merger)?;
     merger.close()?;
     Ok((verification, merger.files))
 }

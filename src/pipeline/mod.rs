@@ -38,6 +38,7 @@ use crate::job::{Dtype, Job};
 use crate::model::{Config, Model};
 use crate::ops::Held;
 use crate::output::{ExpertLoad, Output, Status};
+use crate::storage::Storage;
 
 pub use error::RunError;
 pub use merge::{MergeFormat, merge};
@@ -62,6 +63,7 @@ pub struct RunChoice {
 
 /// Runs a job: what its output lacks is generated and committed.
 pub fn run(
+    storage: &Storage,
     job: &Job,
     choice: RunChoice,
     progress: &Progress,
@@ -69,7 +71,7 @@ pub fn run(
 ) -> Result<RunReport, RunError> {
     let start = Instant::now();
     let run_id = run_id();
-    let prepared = Prepared::new(job, progress)?;
+    let prepared = Prepared::new(storage, job, progress)?;
     let output = prepared.open_output(job, choice.redo_changed)?;
     let shard = choice.shard;
     let committed = prepared.committed(&output)?;

@@ -36,9 +36,8 @@ pub struct Prepared {
 
 impl Prepared {
     /// Looks at a job's input and model folder.
-    pub fn new(job: &Job, progress: &Progress) -> Result<Self, RunError> {
-        let storage = Storage::new()?;
-        let model_folder = fetch::model_folder(&storage, &job.model_path, &job.base, progress)?;
+    pub fn new(storage: &Storage, job: &Job, progress: &Progress) -> Result<Self, RunError> {
+        let model_folder = fetch::model_folder(storage, &job.model_path, &job.base, progress)?;
         let config = Config::load(&model_folder)?;
         let text = Arc::new(TextModel::load(&model_folder)?);
         let limits = Limits {
@@ -54,8 +53,8 @@ impl Prepared {
             let guide = grammars.guide(constraint);
             guide.map_err(|message| PromptError::Constraint { message })?;
         }
-        let input = Input::discover(&storage, job.input.clone(), job.rows_per_part)?;
-        Ok(Self { storage, input, model_folder, config, text, encoder })
+        let input = Input::discover(storage, job.input.clone(), job.rows_per_part)?;
+        Ok(Self { storage: storage.clone(), input, model_folder, config, text, encoder })
     }
 
     /// The part that a partition becomes.

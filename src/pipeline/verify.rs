@@ -63,10 +63,9 @@ impl Rows for Nowhere {
 }
 
 /// Verifies an output; with `inputs`, also that the input is still what it was.
-pub fn verify(output: &str, inputs: bool) -> Result<Verification, RunError> {
-    let storage = Storage::new()?;
+pub fn verify(storage: &Storage, output: &str, inputs: bool) -> Result<Verification, RunError> {
     let root = storage.locate(output, Path::new("."))?;
-    walk(&storage, &root, inputs, &mut Nowhere)
+    walk(storage, &root, inputs, &mut Nowhere)
 }
 
 pub(super) fn walk(

@@ -43,6 +43,11 @@ pub(super) struct Place {
 }
 
 impl Store {
+    /// The store behind `memory://`, with its root.
+    pub(super) fn memory(objects: Arc<dyn ObjectStore>) -> (String, Arc<Self>) {
+        (MEMORY.to_owned(), Arc::new(Self { root: MEMORY.to_owned(), objects }))
+    }
+
     /// Opens the store of a root; remote ones take their settings from the environment variables of
     /// their provider: `AWS_*`, `GOOGLE_*`, `AZURE_*`.
     pub(super) fn open(root: &str) -> Result<Self, StorageError> {

@@ -78,6 +78,14 @@ impl Storage {
         Ok(Self { shared: Arc::new(Shared { runtime, stores: Mutex::default() }) })
     }
 
+    /// The same, with a store of the caller's own behind `memory://`.
+    pub fn with_memory(objects: Arc<dyn ObjectStore>) -> Result<Self, StorageError> {
+        let storage = Self::new()?;
+        let (root, store) = Store::memory(objects);
+        storage.shared.stores.lock().expect("no holder of the stores panics").insert(root, store);
+        Ok(storage)
+    }
+
     /// Finds out where a path (relative to `base`) or a URL leads; nothing needs to be there yet.
     pub fn locate(&self, text: &str, base: &Path) -> Result<Location, StorageError> {
         let place = location::parse(text, base)?;

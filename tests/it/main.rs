@@ -4,6 +4,7 @@
 mod checkpoint;
 mod durable;
 mod engine;
+mod faults;
 mod goldens;
 mod input;
 mod job;

@@ -33,6 +33,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::RunArgs),
+    RetryFailed(run::RetryArgs),
     Check(check::CheckArgs),
     Status(status::StatusArgs),
     Verify(verify::VerifyArgs),
@@ -109,6 +110,7 @@ pub fn main() -> Exit {
     // Bad usage exits here, with 2.
     match Cli::parse().command {
         Command::Run(args) => run::run(args),
+        Command::RetryFailed(args) => run::retry(args),
         Command::Check(args) => check::check(args),
         Command::Status(args) => status::status(args),
         Command::Verify(args) => verify::verify(args),

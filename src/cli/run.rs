@@ -10,6 +10,7 @@ use super::exit::Exit;
 use super::{JobArgs, LogArgs, summary, terminal};
 use crate::job::Job;
 use crate::pipeline::{self, RunChoice, RunError, Shard, Stop, progress::Progress};
+use crate::row::FailureCode;
 use crate::storage::Storage;
 
 /// Runs a job, or continues it: generates what its output lacks.
@@ -36,7 +37,33 @@ pub(super) struct RunArgs {
     log: LogArgs,
 }
 
+/// Does the failed rows of a job again, and puts those that succeed now in their places.
+#[derive(Debug, Args)]
+pub(super) struct RetryArgs {
+    /// Only rows that failed with this code; may be given several times.
+    #[arg(long, value_name = "CODE", value_parser = code)]
+    code: Vec<FailureCode>,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+fn code(text: &str) -> Result<FailureCode, String> {
+    let known = FailureCode::ALL.iter().find(|code| code.as_str() == text);
+    known.copied().ok_or_else(|| {
+        let codes: Vec<&str> = FailureCode::ALL.iter().map(|code| code.as_str()).collect();
+        format!("expected one of {}", codes.join(", "))
+    })
+}
+
 pub(super) fn run(args: RunArgs) -> Exit {
+    start(args, None)
+}
+
+pub(super) fn retry(args: RetryArgs) -> Exit {
+    start(args.run, Some(args.code))
+}
+
+fn start(args: RunArgs, retry: Option<Vec<FailureCode>>) -> Exit {
     args.log.start(args.quiet);
     let job = match Job::load(&args.job, &args.overrides.overrides()) {
         Ok(job) => job,
@@ -54,7 +81,7 @@ pub(super) fn run(args: RunArgs) -> Exit {
             return Exit::Usage;
         }
     };
-    let choice = RunChoice { shard, redo_changed: args.redo_changed };
+    let choice = RunChoice { shard, redo_changed: args.redo_changed, retry };
     let (progress, stop) = (Progress::default(), Stop::default());
     watch_signals(stop.clone(), job.run.drain);
     let result = std::thread::scope(|scope| {

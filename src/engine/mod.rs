@@ -16,6 +16,8 @@ mod spec;
 mod stop;
 mod twins;
 
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -24,7 +26,7 @@ use rayon::prelude::*;
 use self::draw::Draw;
 use self::guide::Guides;
 use self::sampler::{Choice, Chosen, NoChoice, choose};
-use self::scheduler::{Plan, Scheduler};
+use self::scheduler::{Plan, Scheduler, Share};
 use self::sequence::{Clock, Sequence};
 use self::stop::{StopRules, StopWatch};
 use self::twins::{Met, Twin, Twins};
@@ -42,8 +44,24 @@ pub use sampler::Logprobs;
 pub use scheduler::Limits;
 pub use spec::{EngineSpec, EngineStats};
 
+/// Sequences that may fail one after another before the engine itself is taken to be at fault.
+const MAX_FAILED_IN_A_ROW: usize = 8;
 /// Ended completions between two orderings of those that wait, at most.
 const REORDER_EVERY: u64 = 4096;
+
+/// What came of a step, in as many pieces as its failures made necessary.
+#[derive(Default)]
+struct Attempt {
+    computed: Vec<Computed>,
+    /// Index in the running batch, and what went wrong.
+    failed: Vec<(usize, String)>,
+}
+
+struct Computed {
+    plan: Plan,
+    tokens: Vec<Result<Chosen, NoChoice>>,
+    routings: Vec<Routing>,
+}
 
 /// Generates completions of the prompts it is given.
 pub struct Engine {
@@ -61,6 +79,8 @@ pub struct Engine {
     ledger: ExpertLedger,
     spec: EngineSpec,
     arrivals: u64,
+    /// Sequences that failed alone since the last step that did not.
+    failed_in_a_row: usize,
     /// Samples that ended without a step of their own.
     ended: Vec<Generation>,
     stats: EngineStats,
@@ -100,6 +120,7 @@ impl Engine {
             scheduler: Scheduler::new(limits),
             spec,
             arrivals: 0,
+            failed_in_a_row: 0,
             ended: Vec::new(),
             stats: EngineStats::default(),
         })
@@ -240,19 +261,63 @@ impl Engine {
 
     /// Computes one step and gives the samples that ended with it.
     pub fn step(&mut self) -> Result<Vec<Generation>, EngineError> {
-        let plan = self.scheduler.plan(Instant::now());
-        if !plan.step.tokens.is_empty() {
-            let (chosen, routings) = self.compute(&plan)?;
-            self.scheduler.computed(&plan);
-            self.count(&plan);
-            self.ledger.add(&routings);
-            if self.spec.routed_experts {
-                self.note_routes(&plan, &routings);
+        let shares = self.scheduler.plan(Instant::now());
+        if !shares.is_empty() {
+            let mut attempt = Attempt::default();
+            self.attempt(&shares, &mut attempt);
+            self.expect_some_success(&attempt)?;
+            let Attempt { computed, mut failed } = attempt;
+            let mut chosen = Vec::new();
+            for Computed { plan, tokens, routings } in computed {
+                self.scheduler.computed(&plan);
+                self.count(&plan);
+                self.ledger.add(&routings);
+                if self.spec.routed_experts {
+                    self.note_routes(&plan, &routings);
+                }
+                chosen.extend(plan.sampled.into_iter().zip(tokens));
             }
-            self.settle(&plan.sampled, chosen);
+            let engine = |message| Err(NoChoice::Engine(message));
+            chosen.extend(failed.drain(..).map(|(index, message)| (index, engine(message))));
+            self.settle(chosen);
             self.reorder();
         }
         Ok(std::mem::take(&mut self.ended))
+    }
+
+    /// Computes a step. If it fails, its halves are tried, and so on down to the sequence at fault: the
+    /// others go on as if it were not there.
+    fn attempt(&mut self, shares: &[Share], attempt: &mut Attempt) {
+        let plan = self.scheduler.assemble(shares);
+        match self.compute(&plan) {
+            Ok((tokens, routings)) => attempt.computed.push(Computed { plan, tokens, routings }),
+            Err(error) => match shares {
+                [share] => attempt.failed.push((share.index, error.to_string())),
+                _ => {
+                    let (first, second) = shares.split_at(shares.len() / 2);
+                    self.attempt(first, attempt);
+                    self.attempt(second, attempt);
+                }
+            },
+        }
+    }
+
+    /// Sequences that fail all of them, or many in a row, are not at fault themselves.
+    fn expect_some_success(&mut self, attempt: &Attempt) -> Result<(), EngineError> {
+        if !attempt.computed.is_empty() {
+            self.failed_in_a_row = 0;
+            return Ok(());
+        }
+        self.failed_in_a_row += attempt.failed.len();
+        match attempt.failed.last() {
+            Some((_, message)) if self.failed_in_a_row > MAX_FAILED_IN_A_ROW => {
+                Err(EngineError::Everything {
+                    sequences: self.failed_in_a_row,
+                    message: message.clone(),
+                })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Runs the model and chooses a token for each sampled sequence.
@@ -262,7 +327,9 @@ impl Engine {
         plan: &Plan,
     ) -> Result<(Vec<Result<Chosen, NoChoice>>, Vec<Routing>), EngineError> {
         let Self { model, pool, threads, scheduler, rules, spec, .. } = self;
-        let output = threads.install(|| model.forward(&plan.step, pool))?;
+        let forward = || threads.install(|| model.forward(&plan.step, pool));
+        // A step that panics leaves nothing behind but latents that the next attempt writes again.
+        let output = catch_unwind(AssertUnwindSafe(forward)).map_err(panicked)??;
         let logits = output.logits.flatten_all().and_then(|x| x.to_vec1::<f32>());
         let logits = logits.map_err(crate::model::ModelError::from)?;
         let prepared: Vec<Result<(), String>> = plan
@@ -325,10 +392,10 @@ impl Engine {
     }
 
     /// Gives each sampled sequence its token and takes out those that end.
-    fn settle(&mut self, sampled: &[usize], chosen: Vec<Result<Chosen, NoChoice>>) {
+    fn settle(&mut self, chosen: Vec<(usize, Result<Chosen, NoChoice>)>) {
         let now = Instant::now();
         let mut ends: Vec<(usize, Result<StopReason, RowFailure>)> = Vec::new();
-        for (&index, chosen) in sampled.iter().zip(chosen) {
+        for (index, chosen) in chosen {
             let end = match chosen {
                 Ok(chosen) => {
                     self.extend(index, chosen, now).or_else(|| self.outgrown(index).map(Err))
@@ -428,6 +495,7 @@ impl Engine {
             ),
             NoChoice::NothingAllowed => unmet(&format!("no token is allowed at {position}")),
             NoChoice::Constraint(message) => invalid_constraint(message),
+            NoChoice::Engine(message) => RowFailure::new(FailureCode::Engine, message),
         }
     }
 
@@ -447,4 +515,10 @@ fn invalid_constraint(message: String) -> RowFailure {
 fn unmet(message: &str) -> RowFailure {
     let message = format!("the constraint is not met: {message}");
     RowFailure::new(FailureCode::ConstraintUnmet, message)
+}
+
+fn panicked(panic: Box<dyn Any + Send>) -> EngineError {
+    let text = panic.downcast_ref::<String>().cloned();
+    let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+    EngineError::Panicked { message: text.unwrap_or_else(|| "a panic without words".into()) }
 }

@@ -48,6 +48,8 @@ pub(super) enum NoChoice {
     NothingAllowed,
     /// The constraint cannot be used.
     Constraint(String),
+    /// The step fails with this sequence, alone.
+    Engine(String),
 }
 
 /// Chooses a token.

@@ -40,9 +40,9 @@ pub(super) struct Scheduler {
 
 /// A sequence's part of a step.
 #[derive(Clone, Copy, Debug)]
-struct Share {
+pub(super) struct Share {
     /// Index in `running`.
-    index: usize,
+    pub(super) index: usize,
     tokens: usize,
 }
 
@@ -74,14 +74,14 @@ impl Scheduler {
         self.limits.blocks * BLOCK_TOKENS
     }
 
-    /// Plans the next step; nothing waits and nothing runs if it is empty.
-    pub(super) fn plan(&mut self, now: Instant) -> Plan {
+    /// Decides the next step; nothing waits and nothing runs if it is empty.
+    pub(super) fn plan(&mut self, now: Instant) -> Vec<Share> {
         let mut budget = self.limits.max_step_tokens;
         let mut shares = Vec::new();
         self.share_decodes(&mut budget, &mut shares);
         self.share_prompts(&mut budget, &mut shares);
         self.admit(&mut budget, &mut shares, now);
-        self.assemble(&shares)
+        shares
     }
 
     /// One token each for sequences that decode. When blocks run out the youngest gives its own back.
@@ -211,7 +211,8 @@ impl Scheduler {
         sequence.cached = 0;
     }
 
-    fn assemble(&self, shares: &[Share]) -> Plan {
+    /// The step of some shares.
+    pub(super) fn assemble(&self, shares: &[Share]) -> Plan {
         let mut plan = Plan { step: Step::default(), owners: Vec::new(), sampled: Vec::new() };
         for &Share { index, tokens } in shares {
             let sequence = &self.running[index].1;

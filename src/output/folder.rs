@@ -61,6 +61,14 @@ impl Output {
         (&self.storage, &self.root)
     }
 
+    pub(super) fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    pub(super) fn encoder(&self) -> &Encoder {
+        &self.encoder
+    }
+
     fn begin_or_compare(&self) -> Result<(), OutputError> {
         let place = self.root.child(RECORD_PATH);
         let now = JobRecord::new(self.encoder.facts());
@@ -181,7 +189,7 @@ impl Output {
         Ok(())
     }
 
-    fn place(&self, id: &PartId) -> Location {
+    pub(super) fn place(&self, id: &PartId) -> Location {
         self.root.child(&id.path())
     }
 

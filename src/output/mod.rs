@@ -14,6 +14,7 @@ mod journal;
 mod metadata;
 mod part;
 mod record;
+mod replace;
 mod schema;
 mod seal;
 mod status;

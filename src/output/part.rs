@@ -20,7 +20,9 @@ use super::metadata::{
     CONTENT_SHA256, FAILED_ROWS, FAILURES, FILE_SHA256, FIRST_ROW, JOB_FINGERPRINT, MODEL,
     MODEL_FINGERPRINT, OBJECT, OK_ROWS, ROWS, VERSION,
 };
-use super::{Compression, FinishedPartition, JobFacts, OutputError, OutputSpec, schema, seal};
+use super::{
+    Compression, FinishedPartition, JobFacts, OutputError, OutputSpec, PartId, schema, seal,
+};
 
 /// Output rows laid out in columns at a time: few enough that the offsets of their longest lists fit.
 const MAX_CHUNK_ROWS: usize = 256;
@@ -30,6 +32,9 @@ const MAX_CHUNK_BYTES: usize = 64 << 20;
 const MAX_GROUP_ROWS: usize = 16 * 1024;
 /// Bytes in a row group, near what readers expect.
 const MAX_GROUP_BYTES: usize = 128 << 20;
+
+/// Failed input rows by error code.
+pub(super) type Failures = BTreeMap<String, u64>;
 
 /// Turns finished partitions of one job into bytes.
 pub(super) struct Encoder {
@@ -54,8 +59,34 @@ impl Encoder {
 
     /// Encodes a part.
     pub(super) fn encode(&self, part: &FinishedPartition) -> Result<Bytes, OutputError> {
-        let columns_error = |source| OutputError::Columns { part: part.id.path(), source };
-        let encode_error = |source| OutputError::Encode { part: part.id.path(), source };
+        let mut failures = Failures::new();
+        for failure in part.outcomes.iter().filter_map(|outcome| outcome.failure()) {
+            *failures.entry(failure.code.as_str().to_owned()).or_default() += 1;
+        }
+        self.write((&part.id, part.rows), failures, self.chunks(part))
+    }
+
+    /// Output rows of a part, some of them at a time.
+    pub(super) fn chunks<'a>(
+        &'a self,
+        part: &'a FinishedPartition,
+    ) -> impl Iterator<Item = Result<RecordBatch, ArrowError>> + 'a {
+        let mut rows = columns::rows(part).peekable();
+        std::iter::from_fn(move || {
+            rows.peek()?;
+            Some(self.columns(&next_chunk(&mut rows), &part.kept))
+        })
+    }
+
+    /// Encodes rows that are laid out already.
+    pub(super) fn write(
+        &self,
+        (id, input_rows): (&PartId, u64),
+        failures: Failures,
+        chunks: impl Iterator<Item = Result<RecordBatch, ArrowError>>,
+    ) -> Result<Bytes, OutputError> {
+        let columns_error = |source| OutputError::Columns { part: id.path(), source };
+        let encode_error = |source| OutputError::Encode { part: id.path(), source };
         let mut writer = ArrowWriter::try_new(
             Vec::new(),
             self.schema.clone(),
@@ -63,13 +94,12 @@ impl Encoder {
         )
         .map_err(encode_error)?;
         let mut checksum = ContentChecksum::new(&self.schema);
-        let mut rows = columns::rows(part).peekable();
-        while rows.peek().is_some() {
-            let chunk = self.columns(&next_chunk(&mut rows), &part.kept).map_err(columns_error)?;
+        for chunk in chunks {
+            let chunk = chunk.map_err(columns_error)?;
             checksum.update(&chunk);
             writer.write(&chunk).map_err(encode_error)?;
         }
-        for (key, value) in self.metadata(part, checksum.finish()) {
+        for (key, value) in self.metadata((id, input_rows), &failures, checksum.finish()) {
             writer.append_key_value_metadata(KeyValue::new(key.to_owned(), value));
         }
         let mut bytes = writer.into_inner().map_err(encode_error)?;
@@ -91,23 +121,20 @@ impl Encoder {
 
     fn metadata(
         &self,
-        part: &FinishedPartition,
+        (id, input_rows): (&PartId, u64),
+        failures: &Failures,
         content_sha256: String,
     ) -> Vec<(&'static str, String)> {
-        let mut failures: BTreeMap<&str, u64> = BTreeMap::new();
-        for failure in part.outcomes.iter().filter_map(|outcome| outcome.failure()) {
-            *failures.entry(failure.code.as_str()).or_default() += 1;
-        }
         let failed: u64 = failures.values().sum();
         vec![
             (VERSION, env!("CARGO_PKG_VERSION").to_owned()),
             (MODEL, self.facts.model_name.clone()),
             (MODEL_FINGERPRINT, self.facts.model_fingerprint.clone()),
             (JOB_FINGERPRINT, self.facts.job_fingerprint.clone()),
-            (OBJECT, part.id.object_name.clone()),
-            (FIRST_ROW, part.id.first_row.to_string()),
-            (ROWS, part.rows.to_string()),
-            (OK_ROWS, (part.rows - failed).to_string()),
+            (OBJECT, id.object_name.clone()),
+            (FIRST_ROW, id.first_row.to_string()),
+            (ROWS, input_rows.to_string()),
+            (OK_ROWS, (input_rows - failed).to_string()),
             (FAILED_ROWS, failed.to_string()),
             (FAILURES, serde_json::json!(failures).to_string()),
             (CONTENT_SHA256, content_sha256),

@@ -10,7 +10,9 @@ use super::progress::Progress;
 use super::stop::Stop;
 use super::window::RowWindow;
 use crate::job::ErrorBudget;
-use crate::output::{Collector, Committed, FinishedPartition, JournalEntry, OpenPartition, Output};
+use crate::output::{
+    Collector, Committed, FinishedPartition, JournalEntry, OpenPartition, Output, PartId,
+};
 use crate::prompt::{TextModel, complete};
 use crate::row::{Carried, Completion, FailureCode, Generation, PartitionId, RowRef};
 
@@ -50,7 +52,7 @@ pub(super) fn commit(
     arrivals: Receiver<Arrival>,
     (output, run_id): (&Output, &str),
     text: &Arc<TextModel>,
-    max_errors: Option<ErrorBudget>,
+    (max_errors, replace): (Option<ErrorBudget>, Option<HashMap<PartId, u64>>),
     (window, progress, stop): (&RowWindow, &Progress, &Stop),
 ) -> Result<Tally, RunError> {
     let mut committer = Committer {
@@ -60,6 +62,7 @@ pub(super) fn commit(
         progress,
         stop,
         max_errors,
+        replace,
         collector: Collector::new(),
         places: HashMap::new(),
         tally: Tally::default(),
@@ -97,6 +100,8 @@ struct Committer<'a> {
     progress: &'a Progress,
     stop: &'a Stop,
     max_errors: Option<ErrorBudget>,
+    /// Rows of the parts that are there already and get some of their rows anew.
+    replace: Option<HashMap<PartId, u64>>,
     collector: Collector,
     /// Object and row indices of open partitions, for messages.
     places: HashMap<PartitionId, (String, Vec<u64>)>,
@@ -149,9 +154,16 @@ impl Committer<'_> {
             failed,
             "commit"
         );
-        match self.output.commit(partition)? {
-            Committed::New => self.tally.parts += 1,
-            Committed::Found => self.tally.parts_found += 1,
+        match &self.replace {
+            Some(whole) => {
+                let rows = whole.get(&partition.id).copied().unwrap_or(rows);
+                self.output.replace(rows, partition)?;
+                self.tally.parts += 1;
+            }
+            None => match self.output.commit(partition)? {
+                Committed::New => self.tally.parts += 1,
+                Committed::Found => self.tally.parts_found += 1,
+            },
         }
         self.tally.rows_failed += failed;
         self.tally.rows_ok += rows - failed;

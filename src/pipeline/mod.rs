@@ -27,7 +27,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use self::commit::Tally;
 use self::progress::{Phase, Progress};
-use self::read::Outlets;
+use self::read::{Outlets, Task};
 use self::report::{
     Experts, Occupancy, Parts, Rows, RunReport, Seconds, ShardReport, Throughput, Tokens,
 };
@@ -38,6 +38,7 @@ use crate::job::{Dtype, Job};
 use crate::model::{Config, Model};
 use crate::ops::Held;
 use crate::output::{ExpertLoad, Output, Status};
+use crate::row::FailureCode;
 use crate::storage::Storage;
 
 pub use error::RunError;
@@ -53,12 +54,14 @@ const PARTITIONS_AHEAD: usize = 2;
 const AUTO_CACHE_SHARE: u64 = 4;
 
 /// What one run does of its job.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RunChoice {
     /// Its share of the parts; none: all.
     pub shard: Option<Shard>,
     /// Does parts again whose input objects changed, instead of refusing to run.
     pub redo_changed: bool,
+    /// Does nothing but the rows that failed with one of these codes (none: with any) again.
+    pub retry: Option<Vec<FailureCode>>,
 }
 
 /// Runs a job: what its output lacks is generated and committed.
@@ -76,11 +79,17 @@ pub fn run(
     let shard = choice.shard;
     let committed = prepared.committed(&output)?;
     let partitions = prepared.input.partitions();
-    let open: Vec<&Partition> =
-        partitions.iter().zip(&committed).filter(|(_, done)| !**done).map(|(p, _)| p).collect();
-    let own = |partition: &&&Partition| shard.is_none_or(|s| s.has(&prepared.part(partition)));
-    let pending: Vec<&Partition> = open.iter().filter(own).copied().collect();
-    let mut report = planned(job, partitions, &open);
+    let open: Vec<Task> = match &choice.retry {
+        Some(codes) => failed(&prepared, &output, &committed, codes)?,
+        None => {
+            let open = partitions.iter().zip(&committed).filter(|(_, done)| !**done);
+            open.map(|(partition, _)| Task { partition, only: None }).collect()
+        }
+    };
+    let (open_parts, open_rows) = (open.len(), open.iter().map(Task::rows).sum());
+    let own = |task: &Task| shard.is_none_or(|s| s.has(&prepared.part(task.partition)));
+    let pending: Vec<Task> = open.into_iter().filter(own).collect();
+    let mut report = planned(job, partitions, open_parts as u64, open_rows);
     report.output = output.root().to_string();
     Progress::add(&progress.rows_total, report.rows.total);
     Progress::add(&progress.rows_before, report.rows.before);
@@ -100,7 +109,8 @@ pub fn run(
         progress.enter(Phase::Generating);
         let begin = Instant::now();
         let place = (&pending[..], &output, run_id.as_str());
-        let tally = drive(job, &prepared, place, &mut engine, (progress, stop))?;
+        let replace = choice.retry.is_some();
+        let tally = drive(job, &prepared, place, (&mut engine, replace), (progress, stop))?;
         too_many_errors = tally.too_many_errors;
         report.seconds.generate = begin.elapsed().as_secs_f64();
         fill(&mut report, tally, engine.stats());
@@ -113,6 +123,9 @@ pub fn run(
     report.complete = report.rows.before + report.rows.ok + report.rows.failed == report.rows.total
         && report.parts.before + report.parts.committed + report.parts.found_committed
             == report.parts.total;
+    if choice.retry.is_some() {
+        report.complete &= committed.iter().all(|done| *done);
+    }
     if report.complete && report.parts.before > 0 {
         // Earlier runs' failures decide the exit code too, and only their parts know of them.
         let failed = Status::read(&prepared.storage, output.root())?.rows.failed;
@@ -142,13 +155,12 @@ pub fn run(
     Ok(report)
 }
 
-fn planned(job: &Job, partitions: &[Partition], pending: &[&Partition]) -> RunReport {
+fn planned(job: &Job, partitions: &[Partition], open: u64, left: u64) -> RunReport {
     let total: u64 = partitions.iter().map(|partition| partition.rows).sum();
-    let left: u64 = pending.iter().map(|partition| partition.rows).sum();
     RunReport {
         parts: Parts {
             total: partitions.len() as u64,
-            before: (partitions.len() - pending.len()) as u64,
+            before: partitions.len() as u64 - open,
             ..Parts::default()
         },
         rows: Rows { total, before: total - left, ..Rows::default() },
@@ -158,6 +170,24 @@ fn planned(job: &Job, partitions: &[Partition], pending: &[&Partition]) -> RunRe
         },
         ..RunReport::default()
     }
+}
+
+/// The rows of committed parts that failed with one of these codes.
+fn failed<'a>(
+    prepared: &'a Prepared,
+    output: &Output,
+    committed: &[bool],
+    codes: &[FailureCode],
+) -> Result<Vec<Task<'a>>, RunError> {
+    let mut tasks = Vec::new();
+    let there = prepared.input.partitions().iter().zip(committed).filter(|(_, done)| **done);
+    for (partition, _) in there.filter(|(partition, _)| partition.rows > 0) {
+        let rows = output.failed_rows(&prepared.part(partition), partition.rows, codes)?;
+        if !rows.is_empty() {
+            tasks.push(Task { partition, only: Some(rows) });
+        }
+    }
+    Ok(tasks)
 }
 
 fn load(job: &Job, prepared: &Prepared, progress: &Progress) -> Result<Engine, RunError> {
@@ -191,8 +221,8 @@ fn auto_cache(config: &Config, job: &Job) -> u64 {
 fn drive(
     job: &Job,
     prepared: &Prepared,
-    (pending, output, run_id): (&[&Partition], &Output, &str),
-    engine: &mut Engine,
+    (pending, output, run_id): (&[Task<'_>], &Output, &str),
+    (engine, replace): (&mut Engine, bool),
     (progress, stop): (&Progress, &Stop),
 ) -> Result<Tally, RunError> {
     let window = RowWindow::new(job.batch.window_rows);
@@ -212,9 +242,11 @@ fn drive(
         });
         let committer = scope.spawn(move || {
             let output = (output, run_id);
-            let (text, max_errors) = (&prepared.text, job.run.max_errors);
+            let whole = || pending.iter().map(|t| (prepared.part(t.partition), t.partition.rows));
+            let rules = (job.run.max_errors, replace.then(|| whole().collect()));
+            let text = &prepared.text;
             let watched = (window, progress, stop);
-            let result = commit::commit(arrivals, output, text, max_errors, watched);
+            let result = commit::commit(arrivals, output, text, rules, watched);
             // The reader may wait for room that will not come any more.
             window.close();
             result

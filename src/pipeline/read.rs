@@ -1,7 +1,10 @@
 //! Stages 4 and 5 on a thread of their own: partitions to prompts, no further ahead than the window.
 
+use std::collections::BTreeSet;
 use std::sync::mpsc::{Sender, SyncSender};
 
+use arrow::array::UInt32Array;
+use arrow::compute::take_record_batch;
 use rayon::prelude::*;
 
 use super::commit::Arrival;
@@ -19,24 +22,54 @@ pub(super) struct Outlets {
     pub(super) arrivals: Sender<Arrival>,
 }
 
+/// A partition to do: all of its rows, or those of it that failed before.
+pub(super) struct Task<'a> {
+    pub(super) partition: &'a Partition,
+    pub(super) only: Option<BTreeSet<u64>>,
+}
+
+impl Task<'_> {
+    /// Rows to do.
+    pub(super) fn rows(&self) -> u64 {
+        self.only.as_ref().map_or(self.partition.rows, |only| only.len() as u64)
+    }
+
+    /// The rows to do, numbered anew.
+    fn rows_of(&self, read: PartitionRows) -> PartitionRows {
+        let Some(only) = &self.only else { return read };
+        let (mut places, mut rows) = (Vec::new(), Vec::new());
+        for (place, mut row) in (0u32..).zip(read.rows) {
+            if only.contains(&row.row_index) {
+                row.row.offset = rows.len() as u32;
+                places.push(place);
+                rows.push(row);
+            }
+        }
+        let places = UInt32Array::from(places);
+        let kept = take_record_batch(&read.kept, &places).expect("the places are the batch's own");
+        PartitionRows { kept, rows, ..read }
+    }
+}
+
 /// Reads and encodes the pending partitions in order; rows that the journal knows go on from there.
 pub(super) fn read(
     prepared: &Prepared,
-    pending: &[&Partition],
+    pending: &[Task<'_>],
     mut journal: Journal,
     include: Include,
     (window, progress): (&RowWindow, &Progress),
     outlets: &Outlets,
 ) -> Result<(), RunError> {
-    for partition in pending {
-        if !window.enter(partition.rows) {
+    for task in pending {
+        let partition = task.partition;
+        if !window.enter(task.rows()) {
             return Ok(());
         }
-        let PartitionRows { kept, rows, .. } = prepared.input.read(partition)?;
+        let PartitionRows { kept, rows, .. } = task.rows_of(prepared.input.read(partition)?);
         let part = prepared.part(partition);
         let encode = |row| prepared.encoder.encode(&part.object_name, row);
         let encoded: Vec<Encoded> = rows.into_par_iter().map(encode).collect();
-        Progress::add(&progress.rows_read, partition.rows);
+        Progress::add(&progress.rows_read, task.rows());
         let (mut work, mut ended) = (Vec::new(), Vec::new());
         for row in &encoded {
             if let Ok(prompt) = &row.prompt {

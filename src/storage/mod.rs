@@ -14,7 +14,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutPayload, UpdateVersion};
 use tokio::runtime::Runtime;
 
 pub use error::StorageError;
@@ -203,6 +203,26 @@ impl Storage {
     pub fn put(&self, location: &Location, bytes: Bytes) -> Result<(), StorageError> {
         match self.wait(location.objects().put(location.path(), PutPayload::from(bytes))) {
             Ok(_) => Ok(()),
+            Err(error) => Err(StorageError::new(Operation::Write, location, error)),
+        }
+    }
+
+    /// Replaces an object that nobody changed meanwhile, where the store can tell; on a disk the last
+    /// writer's object stays, whole.
+    pub fn replace(&self, entry: &Entry, bytes: Bytes) -> Result<(), StorageError> {
+        let location = &entry.location;
+        let version = UpdateVersion { e_tag: entry.etag.clone(), version: None };
+        let put = location.objects().put_opts(
+            location.path(),
+            PutPayload::from(bytes.clone()),
+            PutMode::Update(version).into(),
+        );
+        match self.wait(put) {
+            Ok(_) => Ok(()),
+            Err(
+                object_store::Error::NotImplemented { .. }
+                | object_store::Error::NotSupported { .. },
+            ) => self.put(location, bytes),
             Err(error) => Err(StorageError::new(Operation::Write, location, error)),
         }
     }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
+use nightshift::output::content_checksum;
 use serde_json::Value;
 
 use crate::job::{Bench, chat_job, chat_rows, read, text};
@@ -105,6 +106,55 @@ fn a_changed_input_is_refused_and_done_again_if_asked() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("gone: `in/b.jsonl`"));
     assert!(bench.run(&["--redo-changed"]).status.success());
     assert_eq!((verified(&bench).0, bench.parts("out").len()), (0, 4));
+}
+
+#[test]
+fn failed_rows_are_done_again_and_nothing_else_is_touched() {
+    // Every fifth row asks for a constraint that 6 tokens cannot meet; two have no conversation.
+    let good = chat_rows(30);
+    let row = |(i, line): (usize, &str)| match i {
+        7 | 19 => "{\"id\": 7}\n".to_owned(),
+        i if i % 5 == 0 => format!("{},\"form\":\"[a-z]{{40}}\"}}\n", &line[..line.len() - 1]),
+        _ => format!("{line}\n"),
+    };
+    let rows: String = (0..).zip(good.lines()).map(row).collect();
+    let more = "= 6\nregex = { column = 'form' }\nn = 2\ntemperature = 1.0";
+    let bench = Bench::new(&rows, &chat_job(&JOB.replace("= 6", more)));
+    assert_eq!(bench.run(&[]).status.code(), Some(3));
+    let before = bench.rows("out");
+    let file = bench.path("job.toml").display().to_string();
+    let retry = |more: &[&str]| bench.tool(&[&["retry-failed", &file, "--json"], more].concat());
+    let again = retry(&["--code", "constraint_unmet"]);
+    assert_eq!(again.status.code(), Some(3), "{}", String::from_utf8_lossy(&again.stderr));
+    let report: Value = serde_json::from_slice(&again.stdout).unwrap();
+    assert_eq!((&report["rows"]["ok"], &report["rows"]["failed"]), (&0.into(), &6.into()));
+    assert_eq!(verified(&bench).0, 0);
+    assert_eq!(content_checksum(&bench.rows("out")), content_checksum(&before));
+    assert_eq!(retry(&["--code", "nonsense"]).status.code(), Some(2));
+    let none: Value = serde_json::from_slice(&retry(&["--code", "numerics"]).stdout).unwrap();
+    assert_eq!(none["parts"]["committed"], 0);
+}
+
+#[test]
+fn rows_that_a_small_cache_failed_succeed_with_a_larger_one() {
+    let long = |i: usize| if i % 4 == 0 { "why? ".repeat(40) } else { "why?".to_owned() };
+    let row = |i: usize| {
+        format!(
+            "{{\"id\":{i},\"messages\":[{{\"role\":\"user\",\"content\":\"{} {i}\"}}]}}\n",
+            long(i)
+        )
+    };
+    let bench = Bench::new(&(0..25).map(row).collect::<String>(), &chat_job(JOB));
+    let whole = bench.path("whole").display().to_string();
+    assert!(bench.run(&["--output", &whole]).status.success());
+    assert_eq!(bench.run(&["--set", "batch.cache=60000"]).status.code(), Some(3));
+    let file = bench.path("job.toml").display().to_string();
+    let again = bench.tool(&["retry-failed", &file, "--json"]);
+    assert!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));
+    let report: Value = serde_json::from_slice(&again.stdout).unwrap();
+    assert_eq!((&report["rows"]["ok"], &report["complete"]), (&7.into(), &true.into()));
+    assert_eq!(verified(&bench).1["failed_rows"], 0);
+    assert_eq!(bench.checksums("out"), bench.checksums("whole"));
 }
 
 #[test]

@@ -337,6 +337,40 @@ fn a_stop_string_stays_if_it_shall() {
 }
 
 #[test]
+fn a_row_that_makes_steps_fail_is_found_and_the_others_do_not_notice() {
+    let folder = fixture("a_v2like");
+    let sampling = Sampling { max_tokens: 12, ignore_eos: true, ..Sampling::default() };
+    let prompts = |poison: Option<u32>| {
+        let sampling = sampling.clone();
+        (0..11).map(move |i| {
+            let mut tokens = vec![i + 3; 5 + i as usize];
+            if poison == Some(i) {
+                // No input gets here with such an id: it takes the embedding's index out of bounds.
+                tokens[2] = 1 << 30;
+            }
+            prompt(i, tokens, sampling.clone())
+        })
+    };
+    let (mut expected, _) = generate(engine(&folder, Held::F32, PLENTY), prompts(None));
+    let (mut found, _) = generate(engine(&folder, Held::F32, PLENTY), prompts(Some(6)));
+    let poisoned = found.remove(&(6, 0)).unwrap().result.unwrap_err();
+    assert_eq!(poisoned.code, FailureCode::Engine);
+    assert!(poisoned.message.contains("index"), "{}", poisoned.message);
+    expected.remove(&(6, 0));
+    assert_eq!(fixed(&found), fixed(&expected));
+}
+
+#[test]
+fn an_engine_that_fails_with_every_row_stops_the_job() {
+    let mut engine = engine(&fixture("a_v2like"), Held::F32, PLENTY);
+    for i in 0..30 {
+        engine.submit(prompt(i, vec![1 << 30, i], Sampling::default()), Instant::now());
+    }
+    let stopped = (0..30).find_map(|_| engine.step().err()).unwrap();
+    assert!(stopped.to_string().contains("sequences failed one by one"), "{stopped}");
+}
+
+#[test]
 fn a_sequence_that_cannot_fit_alone_fails_and_the_others_do_not() {
     let spec = EngineSpec { cache_bytes: 4 * 3 * 16 * 48 * 4, ..PLENTY };
     let sampling = |max_tokens| Sampling { max_tokens, ignore_eos: true, ..Sampling::default() };

@@ -13,7 +13,7 @@ use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::{Path as ObjectPath, PathPart};
 
-use super::StorageError;
+use super::{StorageError, profile};
 
 const LOCAL: &str = "file://";
 const MEMORY: &str = "memory://";
@@ -67,7 +67,10 @@ fn open_bucket(url: &str) -> object_store::Result<Arc<dyn ObjectStore>> {
     Ok(match url.split_once("://").map(|(scheme, _)| scheme) {
         Some("gs") => Arc::new(GoogleCloudStorageBuilder::from_env().with_url(url).build()?),
         Some("az") => Arc::new(MicrosoftAzureBuilder::from_env().with_url(url).build()?),
-        _ => Arc::new(AmazonS3Builder::from_env().with_url(url).build()?),
+        _ => {
+            let builder = AmazonS3Builder::from_env().with_url(url);
+            Arc::new(profile::apply(builder, |name| std::env::var(name).ok()).build()?)
+        }
     })
 }
 

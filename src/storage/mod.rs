@@ -4,6 +4,7 @@
 
 mod error;
 mod location;
+mod profile;
 mod reader;
 
 use std::collections::HashMap;

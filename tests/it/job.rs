@@ -433,6 +433,72 @@ fn kills_amid_journals_lose_nothing_and_damaged_ones_are_passed_over() {
     assert_eq!(bench.checksums("out"), bench.checksums("whole"));
 }
 
+/// Hundreds of kills at random moments: minutes. `cargo test --release -- --ignored hundreds_of_kills`
+#[cfg(unix)]
+#[test]
+#[ignore = "takes minutes"]
+fn hundreds_of_kills_at_random_moments_lose_nothing() {
+    let job = chat_job(
+        "[sampling]\nmax_tokens = 160\nignore_eos = true\ntemperature = 0.8\nn = 2\n[run]\njournal_seconds = 0.05\n[output]\npath = 'out'\nrows_per_part = 25\n",
+    );
+    let bench = Bench::new(&chat_rows(300), &job);
+    let whole = bench.path("whole").display().to_string();
+    assert!(bench.run(&["--output", &whole]).status.success());
+    let (mut kills, mut jobs, mut moment) = (0, 0, 12_345u64);
+    while kills < 400 {
+        moment = moment.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let signal = ["-KILL", "-KILL", "-KILL", "-TERM"][(moment >> 40) as usize % 4];
+        let ended =
+            signalled(&bench, signal, (moment >> 33) % 260, &["--set", "devices.threads=1"]);
+        if ended.status.success() {
+            assert_eq!(bench.checksums("out"), bench.checksums("whole"), "after {kills} kills");
+            std::fs::remove_dir_all(bench.path("out")).unwrap();
+            jobs += 1;
+        } else {
+            kills += 1;
+        }
+    }
+    if bench.path("out").exists() {
+        assert!(bench.run(&[]).status.success());
+        assert_eq!(bench.checksums("out"), bench.checksums("whole"));
+    }
+    eprintln!("{kills} kills over {jobs} finished jobs: 0 rows lost, 0 twice, 0 different");
+}
+
+/// Only root may mount the small disk that this needs.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_stops_the_job_and_more_room_continues_it() {
+    let job = chat_job(
+        "[sampling]\nmax_tokens = 30\nignore_eos = true\n[output]\npath = 'disk/out'\nrows_per_part = 20\ninclude = ['token_ids', 'logprobs']\n",
+    );
+    let bench = Bench::new(&chat_rows(300), &job);
+    std::fs::create_dir(bench.path("disk")).unwrap();
+    let disk = bench.path("disk").display().to_string();
+    let mount = |options: &str| {
+        let arguments = ["-t", "tmpfs", "-o", options, "tmpfs", &disk];
+        Command::new("mount").args(arguments).output().is_ok_and(|done| done.status.success())
+    };
+    if !mount("size=120k") {
+        eprintln!("skipped: a small disk cannot be mounted here");
+        return;
+    }
+    let full = bench.run(&[]);
+    let larger = mount("remount,size=20m");
+    let last = bench.run(&[]);
+    let whole = bench.path("whole").display().to_string();
+    let clean = bench.run(&["--output", &whole]);
+    let sums =
+        last.status.success().then(|| (bench.checksums("disk/out"), bench.checksums("whole")));
+    assert!(Command::new("umount").arg(&disk).status().unwrap().success());
+    let words = String::from_utf8_lossy(&full.stderr).into_owned();
+    assert_eq!(full.status.code(), Some(1), "{words}");
+    assert!(words.contains("space") && words.contains("hint: free some space"), "{words}");
+    assert!(larger && clean.status.success());
+    let (found, expected) = sums.expect("the next run ends");
+    assert_eq!(found, expected);
+}
+
 #[test]
 fn too_many_errors_stop_the_job_with_everything_committed() {
     let good = chat_rows(300);

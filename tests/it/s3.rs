@@ -125,6 +125,77 @@ impl Server {
     }
 }
 
+/// A server before the server: the first requests get an answer of its own, later ones go through.
+fn proxy(to: u16, answers: Vec<&'static str>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let mut answers = answers.into_iter();
+        for client in listener.incoming() {
+            let mut client = client.unwrap();
+            match answers.next() {
+                // Cut off without a word.
+                Some("") => {}
+                Some(answer) => {
+                    let _ = client.read(&mut [0; 4096]);
+                    let _ = client.write_all(answer.as_bytes());
+                }
+                None => {
+                    let server = TcpStream::connect(("127.0.0.1", to)).unwrap();
+                    let copies = [
+                        (client.try_clone().unwrap(), server.try_clone().unwrap()),
+                        (server, client),
+                    ];
+                    for (mut from, mut to) in copies {
+                        std::thread::spawn(move || {
+                            let _ = std::io::copy(&mut from, &mut to);
+                            let _ = to.shutdown(std::net::Shutdown::Write);
+                        });
+                    }
+                }
+            }
+        }
+    });
+    port
+}
+
+const SLOW_DOWN: &str = "HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+const INTERNAL: &str =
+    "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+const WRONG_KEY: &str = "HTTP/1.1 403 Forbidden\r\nContent-Length: 92\r\nConnection: close\r\n\r\n<?xml version=\"1.0\"?><Error><Code>SignatureDoesNotMatch</Code><Message>wrong</Message></Error>";
+
+#[test]
+fn a_server_that_is_busy_or_cuts_off_is_asked_again() {
+    let Some(server) = Server::start() else { return };
+    server.put("in.jsonl", chat_rows(12).as_bytes());
+    server.job("in.jsonl", "[sampling]\nmax_tokens = 5\n");
+    let port = proxy(server.port, vec![SLOW_DOWN, INTERNAL, "", SLOW_DOWN, "", INTERNAL]);
+    let run = server
+        .command(&["run", "job.toml"])
+        .env("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{port}"))
+        .output()
+        .unwrap();
+    assert!(run.status.success(), "{}", words(&run));
+    assert_eq!(server.is_sound("s3://night/out")["rows"], 12);
+}
+
+#[test]
+fn wrong_credentials_are_one_clear_error_before_weights_are_loaded() {
+    // No server of ours checks signatures: this one refuses them all.
+    let folder = TempDir::new().unwrap();
+    let process = Command::new("true").spawn().unwrap();
+    let server = Server { process, port: proxy(0, vec![WRONG_KEY; 50]), folder };
+    server.job("in.jsonl", "[sampling]\nmax_tokens = 5\n");
+    let run = server.nightshift(&["run", "job.toml"]);
+    assert_eq!(run.status.code(), Some(1));
+    let words = words(&run);
+    assert!(
+        words.contains("permission denied") && words.contains("AWS_SECRET_ACCESS_KEY"),
+        "{words}"
+    );
+    assert!(!words.contains("very-secret") && !words.contains("loading"), "{words}");
+}
+
 fn words(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }

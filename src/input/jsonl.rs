@@ -81,10 +81,24 @@ impl Jsonl<'_> {
         Ok(Scan { rows, fingerprint: hasher.finish(), marks: marks.into() })
     }
 
-    /// Reads a partition's rows.
-    pub(super) fn read(&self, mark: Option<&Mark>, rows: u64) -> Result<Vec<RawRow>, InputError> {
+    /// Reads a partition's rows. A compressed object can only be read from its beginning: `held` keeps it
+    /// open where the last partition ended, so that partitions in order cost one reading together.
+    pub(super) fn read(
+        &self,
+        mark: Option<&Mark>,
+        rows: u64,
+        held: &mut Option<Held>,
+    ) -> Result<Vec<RawRow>, InputError> {
         let Some(mark) = mark.filter(|_| rows > 0) else { return Ok(Vec::new()) };
-        let mut lines = self.lines(*mark)?;
+        let url = self.location.url();
+        let open = held.take().filter(|held| held.url == url && held.lines.offset() <= mark.offset);
+        let mut lines = match open {
+            Some(Held { mut lines, .. }) => {
+                lines.skip_to(mark.line, mark.offset)?;
+                lines
+            }
+            None => self.lines(*mark)?,
+        };
         let mut read = Vec::with_capacity(rows as usize);
         while (read.len() as u64) < rows {
             let Some(line) = lines.next()? else {
@@ -99,8 +113,17 @@ impl Jsonl<'_> {
                 columns: parse(&line, self.spec.max_line_bytes),
             });
         }
+        if self.packing != Packing::Plain {
+            *held = Some(Held { url, lines });
+        }
         Ok(read)
     }
+}
+
+/// A compressed object that is open where the last partition ended.
+pub(super) struct Held {
+    url: String,
+    lines: Lines,
 }
 
 /// The fingerprint that a scan of the first `most` rows gives.

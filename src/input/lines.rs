@@ -57,6 +57,23 @@ impl Lines {
         Ok(Self { source, object: object.into(), max_bytes, number: number - 1, offset })
     }
 
+    /// Where the next line begins in the decompressed object.
+    pub(super) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Goes on to a later line: its number and its offset in the decompressed object.
+    pub(super) fn skip_to(&mut self, number: u64, offset: u64) -> Result<(), InputError> {
+        let ahead = offset.saturating_sub(self.offset);
+        let skipped = std::io::copy(&mut self.source.by_ref().take(ahead), &mut std::io::sink());
+        skipped.map_err(|error| InputError::Read {
+            object: self.object.clone(),
+            message: error.to_string(),
+        })?;
+        (self.number, self.offset) = (number - 1, offset);
+        Ok(())
+    }
+
     /// The next line that is not blank; none at the end.
     pub(super) fn next(&mut self) -> Result<Option<Line>, InputError> {
         loop {

@@ -12,14 +12,14 @@ mod parquet;
 mod rows;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::{Field, Fields, Schema};
 use serde_json::{Map, Value};
 
 use self::discover::{Format, Found, Packing};
-use self::jsonl::{Jsonl, Mark, RawRow};
+use self::jsonl::{Held, Jsonl, Mark, RawRow};
 use self::parquet::Parquet;
 use crate::row::{PartitionId, PromptRow, RowRef};
 use crate::sampling::SamplingSpec;
@@ -135,6 +135,7 @@ pub struct Input {
     partitions: Vec<Partition>,
     kept: Fields,
     rows_per_part: u64,
+    held: Mutex<Option<Held>>,
 }
 
 impl Input {
@@ -155,7 +156,8 @@ impl Input {
         check_sample(&spec, &objects, &sample)?;
         let kept = kept_fields(&spec, &objects, &sample)?;
         let partitions = partitions(&objects, rows_per_part);
-        Ok(Self { storage: storage.clone(), spec, objects, partitions, kept, rows_per_part })
+        let (storage, held) = (storage.clone(), Mutex::default());
+        Ok(Self { storage, spec, objects, partitions, kept, rows_per_part, held })
     }
 
     /// The objects, by name.
@@ -186,7 +188,8 @@ impl Input {
                     spec: &self.spec,
                 };
                 let mark = marks.get((partition.first_row / self.rows_per_part) as usize);
-                let mut raw = jsonl.read(mark, partition.rows)?;
+                let mut held = self.held.lock().expect("no reader panics");
+                let mut raw = jsonl.read(mark, partition.rows, &mut held)?;
                 (
                     kept::decode(&self.kept, &mut raw),
                     raw.into_iter().map(|RawRow { line, columns }| (Some(line), columns)).collect(),

@@ -137,7 +137,7 @@ fn failed_rows_are_done_again_and_nothing_else_is_touched() {
 
 #[test]
 fn rows_that_a_small_cache_failed_succeed_with_a_larger_one() {
-    let long = |i: usize| if i % 4 == 0 { "why? ".repeat(40) } else { "why?".to_owned() };
+    let long = |i: usize| if i.is_multiple_of(4) { "why? ".repeat(40) } else { "why?".to_owned() };
     let row = |i: usize| {
         format!(
             "{{\"id\":{i},\"messages\":[{{\"role\":\"user\",\"content\":\"{} {i}\"}}]}}\n",

@@ -303,5 +303,14 @@ proptest! {
             prop_assert_eq!(b.row_index, index as u64);
             prop_assert_eq!((&a.place, outcome(a)), (&b.place, outcome(b)));
         }
+        // Some of them, back and forth, as a run reads them that continues another.
+        let input = discover(columns(), rows_per_part).unwrap();
+        let partitions = input.partitions();
+        for index in (0..partitions.len()).map(|i| (i * 5 + 3) % partitions.len()) {
+            let first = partitions[index].first_row as usize;
+            for (a, b) in whole[first.min(whole.len())..].iter().zip(input.read(&partitions[index]).unwrap().rows) {
+                prop_assert_eq!((&a.place, outcome(a)), (&b.place, outcome(&b)));
+            }
+        }
     }
 }

@@ -1,9 +1,10 @@
 //! Prompts to generations: sequences in a running batch that is refilled at every step.
 //!
-//! `scheduler` decides what a step computes, [`model`](crate::model) computes it, `sampler` chooses
-//! tokens, `stop` ends sequences; [`Engine`] is the loop's body. On the CPU a completion depends on
+//! `scheduler` decides what a step computes, `attempt` has the [`model`](crate::model) compute it and
+//! `sampler` choose tokens, `settle` gives them to their sequences, `stop` ends those; [`Engine`] is the loop's body. On the CPU a completion depends on
 //! model, prompt, sampling and draw key alone: no limit and no neighbour changes a bit of it.
 
+mod attempt;
 mod blocks;
 mod draw;
 mod error;
@@ -12,56 +13,33 @@ mod ledger;
 mod sampler;
 mod scheduler;
 mod sequence;
+mod settle;
 mod spec;
 mod stop;
 mod twins;
 
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use rayon::prelude::*;
-
-use self::draw::Draw;
+use self::attempt::{Attempt, Computed};
 use self::guide::Guides;
-use self::sampler::{Choice, Chosen, NoChoice, choose};
-use self::scheduler::{Plan, Scheduler, Share};
+use self::sampler::NoChoice;
+use self::scheduler::Scheduler;
 use self::sequence::{Clock, Sequence};
+use self::settle::invalid_constraint;
 use self::stop::{StopRules, StopWatch};
 use self::twins::{Met, Twin, Twins};
 use crate::batch::{Lengths, Order};
 use crate::model::{Config, Model};
-use crate::ops::{BLOCK_TOKENS, Form, LatentPool, Routing};
+use crate::ops::{BLOCK_TOKENS, LatentPool};
 use crate::prompt::TextModel;
-use crate::row::{
-    Carried, FailureCode, Generated, Generation, Prompt, RowFailure, RowRef, StopReason, Work,
-};
+use crate::row::{Carried, Generated, Generation, Prompt, RowRef, Work};
 
 pub use error::EngineError;
 pub use ledger::{ExpertLedger, LayerLoad};
 pub use sampler::Logprobs;
 pub use scheduler::Limits;
 pub use spec::{EngineSpec, EngineStats};
-
-/// Sequences that may fail one after another before the engine itself is taken to be at fault.
-const MAX_FAILED_IN_A_ROW: usize = 8;
-/// Ended completions between two orderings of those that wait, at most.
-const REORDER_EVERY: u64 = 4096;
-
-/// What came of a step, in as many pieces as its failures made necessary.
-#[derive(Default)]
-struct Attempt {
-    computed: Vec<Computed>,
-    /// Index in the running batch, and what went wrong.
-    failed: Vec<(usize, String)>,
-}
-
-struct Computed {
-    plan: Plan,
-    tokens: Vec<Result<Chosen, NoChoice>>,
-    routings: Vec<Routing>,
-}
 
 /// Generates completions of the prompts it is given.
 pub struct Engine {
@@ -284,241 +262,4 @@ impl Engine {
         }
         Ok(std::mem::take(&mut self.ended))
     }
-
-    /// Computes a step. If it fails, its halves are tried, and so on down to the sequence at fault: the
-    /// others go on as if it were not there.
-    fn attempt(&mut self, shares: &[Share], attempt: &mut Attempt) {
-        let plan = self.scheduler.assemble(shares);
-        match self.compute(&plan) {
-            Ok((tokens, routings)) => attempt.computed.push(Computed { plan, tokens, routings }),
-            Err(error) => match shares {
-                [share] => attempt.failed.push((share.index, error.to_string())),
-                _ => {
-                    let (first, second) = shares.split_at(shares.len() / 2);
-                    self.attempt(first, attempt);
-                    self.attempt(second, attempt);
-                }
-            },
-        }
-    }
-
-    /// Sequences that fail all of them, or many in a row, are not at fault themselves.
-    fn expect_some_success(&mut self, attempt: &Attempt) -> Result<(), EngineError> {
-        if !attempt.computed.is_empty() {
-            self.failed_in_a_row = 0;
-            return Ok(());
-        }
-        self.failed_in_a_row += attempt.failed.len();
-        match attempt.failed.last() {
-            Some((_, message)) if self.failed_in_a_row > MAX_FAILED_IN_A_ROW => {
-                Err(EngineError::Everything {
-                    sequences: self.failed_in_a_row,
-                    message: message.clone(),
-                })
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Runs the model and chooses a token for each sampled sequence.
-    #[allow(clippy::type_complexity, reason = "two results of one computation")]
-    fn compute(
-        &mut self,
-        plan: &Plan,
-    ) -> Result<(Vec<Result<Chosen, NoChoice>>, Vec<Routing>), EngineError> {
-        let Self { model, pool, threads, scheduler, rules, spec, .. } = self;
-        let forward = || threads.install(|| model.forward(&plan.step, pool));
-        // A step that panics leaves nothing behind but latents that the next attempt writes again.
-        let output = catch_unwind(AssertUnwindSafe(forward)).map_err(panicked)??;
-        let logits = output.logits.flatten_all().and_then(|x| x.to_vec1::<f32>());
-        let logits = logits.map_err(crate::model::ModelError::from)?;
-        let prepared: Vec<Result<(), String>> = plan
-            .sampled
-            .iter()
-            .map(|&index| scheduler.running[index].1.guide.as_mut().map_or(Ok(()), |g| g.prepare()))
-            .collect();
-        let choose_for = |((logits, &index), prepared): ((&[f32], &usize), Result<(), String>)| {
-            prepared.map_err(NoChoice::Constraint)?;
-            let sequence = &scheduler.running[index].1;
-            let sampling = &sequence.prompt.sampling;
-            let generated = sequence.completion_tokens();
-            let draw = Draw {
-                seed: sampling.seed,
-                key: sequence.prompt.draw_key,
-                sample_index: sequence.sample_index,
-                position: generated as u32,
-            };
-            let choice = Choice {
-                sampling,
-                draw,
-                tokens: &sequence.tokens,
-                prompt_tokens: sequence.prompt_tokens(),
-                forbidden: &rules.forbidden(sampling, generated),
-                allowed: sequence.guide.as_ref().and_then(|guide| guide.mask()),
-                logprobs: spec.logprobs,
-            };
-            choose(logits, &choice)
-        };
-        let rows = logits.par_chunks(model.config().vocab_size).zip(&plan.sampled);
-        let chosen = threads.install(|| rows.zip(prepared).map(choose_for).collect());
-        Ok((chosen, output.routings))
-    }
-
-    fn count(&mut self, plan: &Plan) {
-        let company = self.scheduler.running.len() as u64;
-        self.stats.steps += 1;
-        self.stats.tail_steps += u64::from(2 * company < self.spec.max_sequences as u64);
-        self.stats.sequence_steps += company;
-        self.stats.generated_tokens += plan.sampled.len() as u64;
-        let prompt = plan.step.spans.iter().filter(|span| span.form == Form::Prompt);
-        self.stats.prefilled_tokens += prompt.map(|span| span.count as u64).sum::<u64>();
-        for (_, sequence) in &mut self.scheduler.running {
-            sequence.clock.steps += 1;
-            sequence.clock.company += company;
-        }
-    }
-
-    /// Gives each sampled sequence the experts of the position that its next token is chosen at.
-    fn note_routes(&mut self, plan: &Plan, routings: &[Routing]) {
-        for (&index, &row) in plan.sampled.iter().zip(&plan.step.outputs) {
-            let of_layer = |routing: &Routing| {
-                let k = routing.experts_per_token;
-                let experts = &routing.expert_ids[row as usize * k..][..k];
-                experts.iter().map(|&expert| expert as u16).collect::<Vec<_>>()
-            };
-            let routes = routings.iter().flat_map(of_layer).collect();
-            self.scheduler.running[index].1.generated.routed_experts.push(routes);
-        }
-    }
-
-    /// Gives each sampled sequence its token and takes out those that end.
-    fn settle(&mut self, chosen: Vec<(usize, Result<Chosen, NoChoice>)>) {
-        let now = Instant::now();
-        let mut ends: Vec<(usize, Result<StopReason, RowFailure>)> = Vec::new();
-        for (index, chosen) in chosen {
-            let end = match chosen {
-                Ok(chosen) => {
-                    self.extend(index, chosen, now).or_else(|| self.outgrown(index).map(Err))
-                }
-                Err(why) => Some(Err(self.no_choice(index, why))),
-            };
-            ends.extend(end.map(|end| (index, end)));
-        }
-        // From the back, so that indices stay right while sequences leave.
-        ends.sort_by_key(|(index, _)| std::cmp::Reverse(*index));
-        for (index, end) in ends {
-            let (order, sequence) = self.scheduler.remove(index);
-            if let Ok(stop) = &end {
-                let cut = matches!(stop, StopReason::MaxTokens | StopReason::Context);
-                self.lengths.note(order.group(), sequence.completion_tokens(), cut);
-            }
-            self.end(sequence, end, now);
-        }
-    }
-
-    /// Ends a sequence, and with it those that wait for the same answer.
-    fn end(&mut self, sequence: Sequence, end: Result<StopReason, RowFailure>, now: Instant) {
-        let prompt = sequence.prompt.clone();
-        let generation = match end {
-            Ok(stop) => sequence.finish(stop, now),
-            Err(failure) => sequence.fail(failure, now),
-        };
-        let twins = self.twins.answer(&prompt, &generation);
-        self.stats.reused_samples += twins.len() as u64;
-        self.ended.push(generation);
-        self.ended.extend(twins);
-    }
-
-    /// Orders those that wait by what was learned of lengths, when much was.
-    fn reorder(&mut self) {
-        if self.lengths.count() < self.reorder_at {
-            return;
-        }
-        self.reorder_at = self.lengths.count() + self.lengths.count().min(REORDER_EVERY);
-        let running = self.scheduler.running.iter();
-        let running = running.map(|(order, s)| (order.group(), s.completion_tokens()));
-        let lengths = self.lengths.with_running(running);
-        self.scheduler.waiting.reorder(|order, sequence| {
-            let limit = sequence.prompt.sampling.max_tokens as usize;
-            sequence.expected = lengths.expected(order.group(), limit);
-            order.expecting(sequence.prompt_tokens() + sequence.expected)
-        });
-    }
-
-    fn extend(
-        &mut self,
-        index: usize,
-        chosen: Chosen,
-        now: Instant,
-    ) -> Option<Result<StopReason, RowFailure>> {
-        let Self { scheduler, spec, rules, guides, .. } = self;
-        let sequence = &mut scheduler.running[index].1;
-        sequence.tokens.push(chosen.token);
-        sequence.clock.first_token.get_or_insert(now);
-        sequence.clock.last_token = Some(now);
-        if spec.logprobs.chosen {
-            sequence.generated.logprobs.push(chosen.logprob);
-        }
-        if spec.logprobs.top > 0 {
-            sequence.generated.top_logprobs.push(chosen.top);
-        }
-        let (generated, length) = (sequence.completion_tokens(), sequence.tokens.len());
-        let sampling = &sequence.prompt.sampling;
-        let stop = rules.check(sampling, chosen.token, generated, length, sequence.watch.as_mut());
-        let Some(guide) = &mut sequence.guide else { return stop.map(Ok) };
-        match guides.accept(guide, chosen.token) {
-            Err(message) => Some(Err(unmet(&message))),
-            Ok(standing) => match stop {
-                None => standing.over.then_some(Ok(StopReason::Constraint)),
-                Some(stop) if standing.met => Some(Ok(stop)),
-                Some(stop) => Some(Err(unmet(&format!(
-                    "the completion ended ({}) after {generated} tokens",
-                    stop.stop_reason()
-                )))),
-            },
-        }
-    }
-
-    /// A sequence that fills the whole cache alone cannot go on. It fails rather than ends: a limit of
-    /// the machine must not pass for the model's own end.
-    fn outgrown(&self, index: usize) -> Option<RowFailure> {
-        let tokens = self.scheduler.running[index].1.tokens.len();
-        (tokens >= self.scheduler.max_tokens()).then(|| self.no_room(tokens))
-    }
-
-    fn no_choice(&self, index: usize, why: NoChoice) -> RowFailure {
-        let position = self.scheduler.running[index].1.completion_tokens();
-        match why {
-            NoChoice::NotNumbers => RowFailure::new(
-                FailureCode::Numerics,
-                format!("the model's logits for completion token {position} are not numbers"),
-            ),
-            NoChoice::NothingAllowed => unmet(&format!("no token is allowed at {position}")),
-            NoChoice::Constraint(message) => invalid_constraint(message),
-            NoChoice::Engine(message) => RowFailure::new(FailureCode::Engine, message),
-        }
-    }
-
-    fn no_room(&self, tokens: usize) -> RowFailure {
-        let room = self.scheduler.max_tokens();
-        let message = format!(
-            "the sequence has {tokens} tokens, the latent cache holds {room}: set `batch.cache` higher"
-        );
-        RowFailure::new(FailureCode::PromptTooLong, message)
-    }
-}
-
-fn invalid_constraint(message: String) -> RowFailure {
-    RowFailure::new(FailureCode::InvalidConstraint, message)
-}
-
-fn unmet(message: &str) -> RowFailure {
-    let message = format!("the constraint is not met: {message}");
-    RowFailure::new(FailureCode::ConstraintUnmet, message)
-}
-
-fn panicked(panic: Box<dyn Any + Send>) -> EngineError {
-    let text = panic.downcast_ref::<String>().cloned();
-    let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-    EngineError::Panicked { message: text.unwrap_or_else(|| "a panic without words".into()) }
 }

@@ -1,0 +1,115 @@
+//! Computing a step, in one piece or, where it fails, in as many as it takes to find the sequence at fault.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use rayon::prelude::*;
+
+use super::draw::Draw;
+use super::sampler::{Choice, Chosen, NoChoice, choose};
+use super::scheduler::{Plan, Share};
+use super::{Engine, EngineError};
+use crate::ops::Routing;
+
+/// Sequences that may fail one after another before the engine itself is taken to be at fault.
+const MAX_FAILED_IN_A_ROW: usize = 8;
+/// What came of a step, in as many pieces as its failures made necessary.
+#[derive(Default)]
+pub(super) struct Attempt {
+    pub(super) computed: Vec<Computed>,
+    /// Index in the running batch, and what went wrong.
+    pub(super) failed: Vec<(usize, String)>,
+}
+
+pub(super) struct Computed {
+    pub(super) plan: Plan,
+    pub(super) tokens: Vec<Result<Chosen, NoChoice>>,
+    pub(super) routings: Vec<Routing>,
+}
+
+impl Engine {
+    /// Computes a step. If it fails, its halves are tried, and so on down to the sequence at fault: the
+    /// others go on as if it were not there.
+    pub(super) fn attempt(&mut self, shares: &[Share], attempt: &mut Attempt) {
+        let plan = self.scheduler.assemble(shares);
+        match self.compute(&plan) {
+            Ok((tokens, routings)) => attempt.computed.push(Computed { plan, tokens, routings }),
+            Err(error) => match shares {
+                [share] => attempt.failed.push((share.index, error.to_string())),
+                _ => {
+                    let (first, second) = shares.split_at(shares.len() / 2);
+                    self.attempt(first, attempt);
+                    self.attempt(second, attempt);
+                }
+            },
+        }
+    }
+
+    /// Sequences that fail all of them, or many in a row, are not at fault themselves.
+    pub(super) fn expect_some_success(&mut self, attempt: &Attempt) -> Result<(), EngineError> {
+        if !attempt.computed.is_empty() {
+            self.failed_in_a_row = 0;
+            return Ok(());
+        }
+        self.failed_in_a_row += attempt.failed.len();
+        match attempt.failed.last() {
+            Some((_, message)) if self.failed_in_a_row > MAX_FAILED_IN_A_ROW => {
+                Err(EngineError::Everything {
+                    sequences: self.failed_in_a_row,
+                    message: message.clone(),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Runs the model and chooses a token for each sampled sequence.
+    #[allow(clippy::type_complexity, reason = "two results of one computation")]
+    fn compute(
+        &mut self,
+        plan: &Plan,
+    ) -> Result<(Vec<Result<Chosen, NoChoice>>, Vec<Routing>), EngineError> {
+        let Self { model, pool, threads, scheduler, rules, spec, .. } = self;
+        let forward = || threads.install(|| model.forward(&plan.step, pool));
+        // A step that panics leaves nothing behind but latents that the next attempt writes again.
+        let output = catch_unwind(AssertUnwindSafe(forward)).map_err(panicked)??;
+        let logits = output.logits.flatten_all().and_then(|x| x.to_vec1::<f32>());
+        let logits = logits.map_err(crate::model::ModelError::from)?;
+        let prepared: Vec<Result<(), String>> = plan
+            .sampled
+            .iter()
+            .map(|&index| scheduler.running[index].1.guide.as_mut().map_or(Ok(()), |g| g.prepare()))
+            .collect();
+        let choose_for = |((logits, &index), prepared): ((&[f32], &usize), Result<(), String>)| {
+            prepared.map_err(NoChoice::Constraint)?;
+            let sequence = &scheduler.running[index].1;
+            let sampling = &sequence.prompt.sampling;
+            let generated = sequence.completion_tokens();
+            let draw = Draw {
+                seed: sampling.seed,
+                key: sequence.prompt.draw_key,
+                sample_index: sequence.sample_index,
+                position: generated as u32,
+            };
+            let choice = Choice {
+                sampling,
+                draw,
+                tokens: &sequence.tokens,
+                prompt_tokens: sequence.prompt_tokens(),
+                forbidden: &rules.forbidden(sampling, generated),
+                allowed: sequence.guide.as_ref().and_then(|guide| guide.mask()),
+                logprobs: spec.logprobs,
+            };
+            choose(logits, &choice)
+        };
+        let rows = logits.par_chunks(model.config().vocab_size).zip(&plan.sampled);
+        let chosen = threads.install(|| rows.zip(prepared).map(choose_for).collect());
+        Ok((chosen, output.routings))
+    }
+}
+
+fn panicked(panic: Box<dyn Any + Send>) -> EngineError {
+    let text = panic.downcast_ref::<String>().cloned();
+    let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+    EngineError::Panicked { message: text.unwrap_or_else(|| "a panic without words".into()) }
+}

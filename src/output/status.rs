@@ -7,10 +7,13 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::folder::RUNS_PATH;
-use super::footer;
+use super::footer::{self, PartFacts};
 use super::record::RECORD_PATH;
 use super::{InputsRecord, JobRecord, OutputError};
 use crate::storage::{Entry, Location, Storage};
+
+/// Footers that are read at the same time.
+const FOOTERS_AT_ONCE: usize = 32;
 
 /// The progress of an output.
 #[derive(Clone, Debug, Serialize)]
@@ -73,8 +76,20 @@ impl Status {
     pub fn read(storage: &Storage, root: &Location) -> Result<Self, OutputError> {
         let inputs = InputsRecord::read(storage, root)?.unwrap_or_default();
         let mut status = Self::begun(root, read_job(storage, root)?, &inputs);
-        for entry in storage.list(&root.child("parts"))? {
-            status.count(storage, &entry)?;
+        // Footers of a remote store are waited for, not computed: many at a time.
+        let entries = storage.list(&root.child("parts"))?;
+        for entries in entries.chunks(FOOTERS_AT_ONCE) {
+            let facts = std::thread::scope(|scope| {
+                let read = |entry| scope.spawn(move || read_facts(storage, entry));
+                let readers: Vec<_> = entries.iter().map(read).collect();
+                let join = |reader: std::thread::ScopedJoinHandle<'_, _>| {
+                    reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                };
+                readers.into_iter().map(join).collect::<Vec<_>>()
+            });
+            for (entry, facts) in entries.iter().zip(facts) {
+                status.count(entry, facts)?;
+            }
         }
         status.complete = inputs.parts() > 0 && status.parts.committed >= inputs.parts();
         status.last_run = read_last_run(storage, root)?;
@@ -96,13 +111,13 @@ impl Status {
     }
 
     /// Adds one file of the listing.
-    fn count(&mut self, storage: &Storage, entry: &Entry) -> Result<(), OutputError> {
+    fn count(
+        &mut self,
+        entry: &Entry,
+        facts: Result<Option<PartFacts>, OutputError>,
+    ) -> Result<(), OutputError> {
         let name = entry.location.to_string();
-        if !name.ends_with(".parquet") {
-            self.unknown.push(name);
-            return Ok(());
-        }
-        let facts = match footer::read_facts(storage, &entry.location, entry.size) {
+        let facts = match facts {
             Err(error @ OutputError::DamagedPart { .. }) => {
                 self.damaged.push(error.to_string());
                 return Ok(());
@@ -124,6 +139,14 @@ impl Status {
             *self.failures.entry(code).or_default() += rows;
         }
         Ok(())
+    }
+}
+
+/// What a file says about itself; none if it is no part.
+fn read_facts(storage: &Storage, entry: &Entry) -> Result<Option<PartFacts>, OutputError> {
+    match entry.location.file_name().ends_with(".parquet") {
+        true => footer::read_facts(storage, &entry.location, entry.size),
+        false => Ok(None),
     }
 }
 

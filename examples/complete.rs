@@ -41,6 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             n: 2,
             ..Sampling::default()
         }),
+        continuations: Arc::default(),
     };
     engine.submit(prompt, Instant::now());
     while !engine.is_idle() {

@@ -78,6 +78,19 @@ pub struct Prompt {
     pub tokens: Arc<[u32]>,
     /// How to sample.
     pub sampling: Arc<Sampling>,
+    /// Token ids of continuations to be scored. Where there are any they are the row's samples: their
+    /// tokens are given, not chosen, and nothing of `sampling` counts.
+    pub continuations: Arc<[Vec<u32>]>,
+}
+
+impl Prompt {
+    /// Samples of the row: its continuations, else as many as its sampling asks for.
+    pub fn samples(&self) -> u32 {
+        match self.continuations.len() {
+            0 => self.sampling.n,
+            given => given as u32,
+        }
+    }
 }
 
 /// A hash of what identifies a row (its `id` where one is named, else object name and row index),
@@ -188,19 +201,25 @@ pub enum StopReason {
     Context,
     /// The constraint is met and allows no further token.
     Constraint,
+    /// The tokens were given, to be scored.
+    Given,
 }
 
 impl StopReason {
     /// The `finish_reason` column: `stop` or `length`.
     pub fn finish_reason(&self) -> &'static str {
         match self {
-            Self::Eos | Self::StopString { .. } | Self::StopToken(_) | Self::Constraint => "stop",
+            Self::Eos
+            | Self::StopString { .. }
+            | Self::StopToken(_)
+            | Self::Constraint
+            | Self::Given => "stop",
             Self::MaxTokens | Self::Context => "length",
         }
     }
 
-    /// The `stop_reason` column: `eos`, the stop string, the stop token id, `max_tokens`, `context` or
-    /// `constraint`.
+    /// The `stop_reason` column: `eos`, the stop string, the stop token id, `max_tokens`, `context`,
+    /// `constraint` or `given`.
     pub fn stop_reason(&self) -> String {
         match self {
             Self::Eos => "eos".into(),
@@ -209,6 +228,7 @@ impl StopReason {
             Self::MaxTokens => "max_tokens".into(),
             Self::Context => "context".into(),
             Self::Constraint => "constraint".into(),
+            Self::Given => "given".into(),
         }
     }
 }

@@ -98,6 +98,7 @@ impl Engine {
                 prompt_tokens: sequence.prompt_tokens(),
                 forbidden: &rules.forbidden(sampling, generated),
                 allowed: sequence.guide.as_ref().and_then(|guide| guide.mask()),
+                given: sequence.given().and_then(|tokens| tokens.get(generated)).copied(),
                 logprobs: spec.logprobs,
             };
             choose(logits, &choice)

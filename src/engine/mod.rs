@@ -119,7 +119,7 @@ impl Engine {
             Some((_, rest)) if self.spec.share_prefixes => blocks::prefix_hashes(rest),
             _ => Vec::new(),
         };
-        for sample_index in (0..prompt.sampling.n).filter(|index| !ended.contains(index)) {
+        for sample_index in (0..prompt.samples()).filter(|index| !ended.contains(index)) {
             let twin = Twin { row: prompt.row, sample_index, received };
             match self.twins.meet(&prompt, twin) {
                 Met::First => {}
@@ -161,7 +161,8 @@ impl Engine {
         sample_index: u32,
         received: Instant,
     ) -> (Order, Sequence) {
-        let limit = prompt.sampling.max_tokens as usize;
+        let given = prompt.continuations.get(sample_index as usize);
+        let limit = given.map_or(prompt.sampling.max_tokens as usize, Vec::len);
         let order = Order::new(&prompt.tokens, limit, self.arrivals);
         let expected = self.lengths.expected(order.group(), limit);
         self.arrivals += 1;

@@ -18,6 +18,8 @@ pub(super) struct Choice<'a> {
     pub(super) forbidden: &'a [u32],
     /// What the sequence's constraint allows; none: everything.
     pub(super) allowed: Option<&'a Mask>,
+    /// The token that is taken, whatever the logits say: it is scored.
+    pub(super) given: Option<u32>,
     /// Log-probabilities to give: of the chosen token, and of so many most probable ones.
     pub(super) logprobs: Logprobs,
 }
@@ -52,13 +54,32 @@ pub(super) enum NoChoice {
     Engine(String),
 }
 
-/// Chooses a token.
+/// Chooses a token, or scores the given one.
 ///
 /// Log-probabilities are those of the model itself, before penalties, temperature and truncation.
 pub(super) fn choose(logits: &[f32], choice: &Choice) -> Result<Chosen, NoChoice> {
     if !logits.iter().all(|x| x.is_finite()) {
         return Err(NoChoice::NotNumbers);
     }
+    let token = match choice.given {
+        Some(token) => token,
+        None => pick_token(logits, choice)?,
+    };
+    let Logprobs { chosen, top } = choice.logprobs;
+    if !chosen && top == 0 && choice.given.is_none() {
+        return Ok(Chosen { token, logprob: 0.0, top: Vec::new() });
+    }
+    let largest = logits[argmax(logits) as usize];
+    let log_sum = ops::exponentials(logits, largest, 1.0, &mut []).ln();
+    let logprob = |id: u32| (f64::from(logits[id as usize] - largest) - log_sum) as f32;
+    let top = most_probable(logits, top)
+        .into_iter()
+        .map(|token_id| TokenLogprob { token_id, logprob: logprob(token_id) });
+    Ok(Chosen { token, logprob: logprob(token), top: top.collect() })
+}
+
+/// The token that the sampling settings choose.
+fn pick_token(logits: &[f32], choice: &Choice) -> Result<u32, NoChoice> {
     let mut adjusted = None;
     let sampling = choice.sampling;
     let penalised = sampling.repetition_penalty != 1.0
@@ -73,19 +94,7 @@ pub(super) fn choose(logits: &[f32], choice: &Choice) -> Result<Chosen, NoChoice
     if scores[best as usize] == f32::NEG_INFINITY {
         return Err(NoChoice::NothingAllowed);
     }
-    let token =
-        if sampling.temperature == 0.0 { best } else { sample(scores, sampling, choice.draw) };
-    let Logprobs { chosen, top } = choice.logprobs;
-    if !chosen && top == 0 {
-        return Ok(Chosen { token, logprob: 0.0, top: Vec::new() });
-    }
-    let largest = logits[argmax(logits) as usize];
-    let log_sum = ops::exponentials(logits, largest, 1.0, &mut []).ln();
-    let logprob = |id: u32| (f64::from(logits[id as usize] - largest) - log_sum) as f32;
-    let top = most_probable(logits, top)
-        .into_iter()
-        .map(|token_id| TokenLogprob { token_id, logprob: logprob(token_id) });
-    Ok(Chosen { token, logprob: logprob(token), top: top.collect() })
+    Ok(if sampling.temperature == 0.0 { best } else { sample(scores, sampling, choice.draw) })
 }
 
 /// Applies penalties and bias and takes away what may not be chosen.
@@ -214,6 +223,7 @@ mod tests {
             prompt_tokens: 1,
             forbidden: &[],
             allowed: None,
+            given: None,
             logprobs: Logprobs { chosen: true, top: 2 },
         }
     }

@@ -84,6 +84,11 @@ impl Sequence {
         self.tokens.len() - self.cached
     }
 
+    /// The tokens that are given, if they are.
+    pub(super) fn given(&self) -> Option<&[u32]> {
+        self.prompt.continuations.get(self.sample_index as usize).map(Vec::as_slice)
+    }
+
     /// Goes on where an earlier run stopped.
     pub(super) fn carry_on(&mut self, carried: Carried) {
         let Carried { cached_tokens, generated, .. } = carried;

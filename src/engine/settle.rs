@@ -110,13 +110,16 @@ impl Engine {
         sequence.tokens.push(chosen.token);
         sequence.clock.first_token.get_or_insert(now);
         sequence.clock.last_token = Some(now);
-        if spec.logprobs.chosen {
+        if spec.logprobs.chosen || sequence.given().is_some() {
             sequence.generated.logprobs.push(chosen.logprob);
         }
         if spec.logprobs.top > 0 {
             sequence.generated.top_logprobs.push(chosen.top);
         }
         let (generated, length) = (sequence.completion_tokens(), sequence.tokens.len());
+        if let Some(given) = sequence.given() {
+            return (generated >= given.len()).then_some(Ok(StopReason::Given));
+        }
         let sampling = &sequence.prompt.sampling;
         let stop = rules.check(sampling, chosen.token, generated, length, sequence.watch.as_mut());
         let Some(guide) = &mut sequence.guide else { return stop.map(Ok) };

@@ -62,7 +62,7 @@ impl Eq for Request {}
 impl Twins {
     /// Looks for a twin of a sample; only greedy ones have any.
     pub(super) fn meet(&mut self, prompt: &Prompt, twin: Twin) -> Met {
-        if prompt.sampling.temperature != 0.0 {
+        if !may_have_twins(prompt) {
             return Met::First;
         }
         let request = Request(prompt.clone());
@@ -81,7 +81,7 @@ impl Twins {
 
     /// Answers those that waited for a sample, and keeps the answer for those to come.
     pub(super) fn answer(&mut self, prompt: &Prompt, generation: &Generation) -> Vec<Generation> {
-        if prompt.sampling.temperature != 0.0 {
+        if !may_have_twins(prompt) {
             return Vec::new();
         }
         let request = Request(prompt.clone());
@@ -106,6 +106,11 @@ impl Twins {
             }
         }
     }
+}
+
+/// Samples with given tokens differ from each other, and draws from draw to draw.
+fn may_have_twins(prompt: &Prompt) -> bool {
+    prompt.sampling.temperature == 0.0 && prompt.continuations.is_empty()
 }
 
 /// What an answer costs to keep, about, in tokens.

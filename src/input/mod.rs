@@ -21,7 +21,7 @@ use serde_json::{Map, Value};
 use self::discover::{Format, Found, Packing};
 use self::jsonl::{Held, Jsonl, Mark, RawRow};
 use self::parquet::Parquet;
-use crate::row::{PartitionId, PromptRow, RowRef};
+use crate::row::{PartitionId, PromptRow, PromptSource, RowFailure, RowRef};
 use crate::sampling::SamplingSpec;
 use crate::storage::{Location, Storage};
 
@@ -53,6 +53,20 @@ pub struct InputSpec {
     pub sampling: SamplingSpec,
     /// Longest JSONL line, bytes.
     pub max_line_bytes: usize,
+}
+
+impl InputSpec {
+    /// The same rows with all their columns, and nothing asked of them.
+    #[must_use]
+    pub fn all_columns(&self) -> Self {
+        Self {
+            prompt: PromptColumns::Template,
+            id: None,
+            keep: Vec::new(),
+            sampling: SamplingSpec::default(),
+            ..self.clone()
+        }
+    }
 }
 
 /// How objects are read.
@@ -175,6 +189,19 @@ impl Input {
         &self.kept
     }
 
+    /// The columns of a partition's rows, of an input that asks for all of them; or why a row has none.
+    #[allow(clippy::type_complexity, reason = "rows, each with its own outcome")]
+    pub fn columns(
+        &self,
+        partition: &Partition,
+    ) -> Result<Vec<Result<Map<String, Value>, RowFailure>>, InputError> {
+        let columns = |row: PromptRow| match row.request?.source {
+            PromptSource::Columns(columns) => Ok(columns),
+            _ => Ok(Map::new()),
+        };
+        Ok(self.read(partition)?.rows.into_iter().map(columns).collect())
+    }
+
     /// Reads a partition: stage 4.
     pub fn read(&self, partition: &Partition) -> Result<PartitionRows, InputError> {
         let object = &self.objects[partition.object as usize];
@@ -216,10 +243,8 @@ impl Input {
         object: &InputObject,
         parquet: &Parquet,
         partition: &Partition,
-    ) -> Result<
-        (RecordBatch, Vec<(Option<u64>, Result<Map<String, Value>, crate::row::RowFailure>)>),
-        InputError,
-    > {
+    ) -> Result<(RecordBatch, Vec<(Option<u64>, Result<Map<String, Value>, RowFailure>)>), InputError>
+    {
         let needed = needed_columns(&self.spec);
         let all = self.spec.prompt == PromptColumns::Template;
         let place = (&self.storage, &object.location, object.name.as_str());

@@ -12,11 +12,11 @@ use super::file::{
 };
 use super::setting::Setting;
 use super::written::line_of;
-use super::{BatchSpec, ErrorBudget, Job, RunSpec};
+use super::{BatchSpec, ErrorBudget, ExamplesSpec, Job, RunSpec};
 use crate::input::{DEFAULT_MAX_LINE_BYTES, FormatChoice, InputSpec, PromptColumns};
 use crate::output::{Compression, Include, OutputSpec};
 use crate::prompt::{PromptSpec, TooLong};
-use crate::sampling::SamplingSpec;
+use crate::sampling::{MAX_SAMPLES, SamplingSpec};
 
 /// Most alternatives of each position.
 const MAX_TOP_LOGPROBS: u32 = 100;
@@ -44,6 +44,7 @@ pub(super) fn check(
         "input.system",
         "needs `input.template`",
     );
+    let examples = examples(&input, &mut report);
     report.expect(devices.ranks == 1, "devices.ranks", "only 1 is supported yet");
     report.expect(devices.stages == 1, "devices.stages", "only 1 is supported yet");
     report.expect(
@@ -55,6 +56,7 @@ pub(super) fn check(
     for problem in sampling.defaults().problems() {
         report.problem("sampling", problem);
     }
+    check_continuations(&input, &sampling, &mut report);
     report.expect(batch.max_sequences >= 1, "batch.max_sequences", "is 0, expected at least 1");
     report.expect(batch.max_step_tokens >= 1, "batch.max_step_tokens", "is 0, expected at least 1");
     report.expect(batch.window_rows >= 1, "batch.window_rows", "is 0, expected at least 1");
@@ -65,7 +67,9 @@ pub(super) fn check(
     );
     let cache_bytes = cache_bytes(batch.cache.0, &mut report);
     let run = run_spec(run, &mut report);
-    let include = include(&output, &mut report);
+    let mut include = include(&output, &mut report);
+    // What was scored is of no use without its scores.
+    include.logprobs |= !input.continuations.is_empty();
     let compression = match output.compression {
         CompressionChoice::Zstd => Compression::Zstd,
         CompressionChoice::Snappy => Compression::Snappy,
@@ -76,7 +80,7 @@ pub(super) fn check(
     if !report.problems.is_empty() {
         return Err(report.problems);
     }
-    let identity = json!({
+    let mut identity = json!({
         "model": { "dtype": model.dtype },
         "input": {
             "paths": input.paths, "format": input.format, "messages": input.messages, "prompt": input.prompt,
@@ -89,6 +93,17 @@ pub(super) fn check(
             "top_logprobs": output.top_logprobs, "compression": output.compression,
         },
     });
+    // Written only where they say something: outputs of jobs without them stay the same job's.
+    for (key, value) in [
+        ("continuations", json!(input.continuations)),
+        ("examples", json!(input.examples)),
+        ("examples_by", json!(input.examples_by)),
+        ("shots", json!(input.shots)),
+    ] {
+        if ![json!([]), json!(null), json!(0)].contains(&value) {
+            identity["input"][key] = value;
+        }
+    }
     Ok(Job {
         name,
         base: base.into(),
@@ -98,6 +113,7 @@ pub(super) fn check(
         prompt: PromptSpec {
             template,
             system: input.system,
+            continuations: input.continuations,
             too_long: match input.too_long {
                 TooLongChoice::Fail => TooLong::Fail,
                 TooLongChoice::TruncateLeft => TooLong::TruncateLeft,
@@ -105,6 +121,7 @@ pub(super) fn check(
             },
             draw_by_id: input.id.is_some(),
         },
+        examples,
         input: InputSpec {
             base: base.into(),
             paths: input.paths,
@@ -184,6 +201,34 @@ fn prompt_columns(input: &InputSection, report: &mut Report) -> (PromptColumns, 
             (PromptColumns::Template, None)
         }
     }
+}
+
+fn examples(input: &InputSection, report: &mut Report) -> Option<ExamplesSpec> {
+    let InputSection { examples, shots, examples_by, template, .. } = input;
+    let given = !examples.is_empty();
+    report.expect(!given || template.is_some(), "input.examples", "needs `input.template`");
+    report.expect(given || *shots == 0, "input.shots", "needs `input.examples`");
+    report.expect(given || examples_by.is_none(), "input.examples_by", "needs `input.examples`");
+    let spec = ExamplesSpec { paths: examples.clone(), shots: *shots, by: examples_by.clone() };
+    given.then_some(spec)
+}
+
+fn check_continuations(input: &InputSection, sampling: &SamplingSpec, report: &mut Report) {
+    if input.continuations.is_empty() {
+        return;
+    }
+    let templated = |text: &String| text.contains("{{") || text.contains("{%");
+    let needs_template = input.template.is_none() && input.continuations.iter().any(templated);
+    let key = "input.continuations";
+    report.expect(!needs_template, key, "are templates only beside `input.template`");
+    let n = sampling.n.default == 1 && sampling.n.column.is_none();
+    report.expect(n, key, "are the samples of a row: leave `sampling.n` out");
+    let constraint =
+        [&sampling.json_schema.column, &sampling.regex.column, &sampling.choice.column];
+    let free = sampling.defaults().constraint().is_none() && constraint.iter().all(|c| c.is_none());
+    report.expect(free, key, "are given, not generated: no constraint can hold for them");
+    let count = input.continuations.len() <= MAX_SAMPLES as usize;
+    report.expect(count, key, "are more than 1024");
 }
 
 fn sampling_spec(section: SamplingSection) -> SamplingSpec {

@@ -98,6 +98,17 @@ pub(super) struct InputSection {
     pub(super) template: Option<String>,
     /// With `template`: makes its text the user's turn of a chat that begins with this system turn.
     pub(super) system: Option<String>,
+    /// With `template`: files of worked examples, in the formats of `paths`, that it sees as the list
+    /// `examples`, for few-shot prompts.
+    pub(super) examples: Vec<String>,
+    /// How many examples each row sees, the first ones of their files; 0: all.
+    pub(super) shots: usize,
+    /// Column in which a row and its examples agree, such as `subject`.
+    pub(super) examples_by: Option<String>,
+    /// Texts that are scored after the prompt instead of generating, such as `[" A", " B", " C", " D"]`:
+    /// each becomes a sample with its log-probabilities. Jinja over all columns if there is a `template`;
+    /// empty ones at the end are left out.
+    pub(super) continuations: Vec<String>,
     /// Column that identifies rows; by default a row's position does.
     pub(super) id: Option<String>,
     /// Columns that are passed through with their names and types.

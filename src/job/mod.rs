@@ -38,6 +38,8 @@ pub struct Job {
     pub input: InputSpec,
     /// How rows become prompts.
     pub prompt: PromptSpec,
+    /// The worked examples that prompts show.
+    pub examples: Option<ExamplesSpec>,
     /// How rows are batched.
     pub batch: BatchSpec,
     /// How runs begin again and when they give up.
@@ -52,6 +54,17 @@ pub struct Job {
     pub top_logprobs: u32,
     /// Everything that changes a completion or a part, as resolved.
     pub identity: serde_json::Value,
+}
+
+/// Worked examples for few-shot prompts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExamplesSpec {
+    /// Their files, globs and folders.
+    pub paths: Vec<String>,
+    /// How many each row sees; 0: all.
+    pub shots: usize,
+    /// The column in which row and examples agree.
+    pub by: Option<String>,
 }
 
 /// Batching: speed only.

@@ -181,7 +181,7 @@ pub(super) const COLUMNS: &[Column] = &[
         data_type: || DataType::Utf8,
         nullable: true,
         kind: Kind::Content,
-        meaning: "`eos`, the stop string, the stop token id, `max_tokens`, `context` or `constraint`; null if failed.",
+        meaning: "`eos`, the stop string, the stop token id, `max_tokens`, `context`, `constraint`, or `given` for a continuation that was scored; null if failed.",
         values: |rows| {
             strings(rows, |row| row.answer().map(|answer| answer.generated.stop.stop_reason()))
         },

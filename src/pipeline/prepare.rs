@@ -3,16 +3,17 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::progress::Progress;
 use super::{RunError, fetch};
-use crate::input::{Input, InputObject, Partition, PromptColumns};
-use crate::job::{Job, fingerprint};
+use crate::input::{Input, InputError, InputObject, InputSpec, Partition, PromptColumns};
+use crate::job::{ExamplesSpec, Job, fingerprint};
 use crate::model::{self, Config, ModelError};
 use crate::output::{InputFact, InputsRecord, JobFacts, Output, PartId};
-use crate::prompt::{Encoder, Grammars, Limits, PromptError, TextModel};
+use crate::prompt::{Encoder, Examples, Grammars, Limits, PromptError, TextModel};
+use crate::row::RowFailure;
 use crate::storage::Storage;
 
 /// Bytes at each end of a weight file that go into its fingerprint.
@@ -32,6 +33,8 @@ pub struct Prepared {
     pub text: Arc<TextModel>,
     /// Rows to prompts.
     pub encoder: Encoder,
+    /// SHA-256 of the worked examples that prompts show.
+    examples_sha256: Option<String>,
 }
 
 impl Prepared {
@@ -44,7 +47,7 @@ impl Prepared {
             vocabulary: config.vocab_size as u32,
             context: config.max_position_embeddings as u32,
         };
-        let encoder = Encoder::new(text.clone(), job.prompt.clone(), limits)?;
+        let mut encoder = Encoder::new(text.clone(), job.prompt.clone(), limits)?;
         if matches!(job.input.prompt, PromptColumns::Messages(_)) || job.prompt.system.is_some() {
             encoder.require_chat()?;
         }
@@ -53,8 +56,15 @@ impl Prepared {
             let guide = grammars.guide(constraint);
             guide.map_err(|message| PromptError::Constraint { message })?;
         }
+        let mut examples_sha256 = None;
+        if let Some(spec) = &job.examples {
+            let rows = examples(storage, job, spec)?;
+            examples_sha256 = Some(fingerprint(&json!(rows)));
+            encoder = encoder.with_examples(Examples::new(rows, spec.by.clone(), spec.shots));
+        }
         let input = Input::discover(storage, job.input.clone(), job.rows_per_part)?;
-        Ok(Self { storage: storage.clone(), input, model_folder, config, text, encoder })
+        let storage = storage.clone();
+        Ok(Self { storage, input, model_folder, config, text, encoder, examples_sha256 })
     }
 
     /// The part that a partition becomes.
@@ -66,11 +76,13 @@ impl Prepared {
     /// Opens the output folder: begins it, or finds that this very job began it.
     pub(super) fn open_output(&self, job: &Job, redo_changed: bool) -> Result<Output, RunError> {
         let model_fingerprint = model_fingerprint(&self.model_folder)?;
+        let mut identity = job.identity.clone();
+        if let Some(sha256) = &self.examples_sha256 {
+            identity["input"]["examples_sha256"] = json!(sha256);
+        }
         let facts = JobFacts {
-            job_fingerprint: fingerprint(
-                &json!({ "job": job.identity, "model": model_fingerprint }),
-            ),
-            job: job.identity.clone(),
+            job_fingerprint: fingerprint(&json!({ "job": identity, "model": model_fingerprint })),
+            job: identity,
             model_fingerprint,
             model_name: model_name(&self.model_folder),
         };
@@ -99,6 +111,28 @@ impl Prepared {
             self.input.partitions().iter().map(|p| (self.part(p), p.rows)).collect();
         Ok(output.committed(&parts)?)
     }
+}
+
+/// Worked examples are part of every prompt: one that cannot be read stops the job.
+fn examples(
+    storage: &Storage,
+    job: &Job,
+    spec: &ExamplesSpec,
+) -> Result<Vec<Map<String, Value>>, RunError> {
+    let of = InputSpec { paths: spec.paths.clone(), limit: 0, ..job.input.all_columns() };
+    let input = Input::discover(storage, of, job.rows_per_part)?;
+    let mut rows = Vec::new();
+    for partition in input.partitions() {
+        for row in input.columns(partition)? {
+            let object = || input.objects()[partition.object as usize].name.clone();
+            let unread = |failure: RowFailure| InputError::Read {
+                object: object(),
+                message: failure.message,
+            };
+            rows.push(row.map_err(unread)?);
+        }
+    }
+    Ok(rows)
 }
 
 fn model_name(folder: &Path) -> String {

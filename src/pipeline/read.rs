@@ -77,7 +77,7 @@ pub(super) fn read(
                 let (mut done, open): (Vec<_>, Vec<_>) =
                     carried.into_iter().partition(|sample| sample.ended);
                 // What is wanted of a row's samples decides, not what a journal has.
-                done.retain(|sample| sample.sample_index < prompt.sampling.n);
+                done.retain(|sample| sample.sample_index < prompt.samples());
                 let known = done.iter().map(|sample| sample.sample_index).collect();
                 ended.extend(done.into_iter().map(|sample| generation(prompt, sample)));
                 work.push(Work { prompt: prompt.clone(), ended: known, carried: open });
@@ -120,6 +120,6 @@ fn facts(row: Encoded, include: Include) -> RowFacts {
         messages: messages.filter(|_| include.messages),
         prompt: prompt_text.filter(|_| include.prompt),
     };
-    let samples = prompt.as_ref().map_or(0, |prompt| prompt.sampling.n);
+    let samples = prompt.as_ref().map_or(0, Prompt::samples);
     RowFacts { row_index, id, echo, failure: prompt.err(), samples }
 }

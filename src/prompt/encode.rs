@@ -2,15 +2,16 @@
 
 use std::sync::Arc;
 
-use minijinja::value::Serde;
-use minijinja::{Environment, UndefinedBehavior};
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::chat::{add_template, environment, render};
+use super::template::{Examples, RowTemplate};
 use super::{PromptError, TextModel};
 use crate::row::{
-    DrawKey, FailureCode, Message, Prompt, PromptRow, PromptSource, RowFailure, RowRef,
+    DrawKey, FailureCode, Message, Prompt, PromptRequest, PromptRow, PromptSource, RowFailure,
+    RowRef,
 };
+use crate::sampling::Sampling;
 
 /// What a job says about its prompts.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +20,8 @@ pub struct PromptSpec {
     pub template: Option<String>,
     /// Makes the template's text the user's turn of a chat with this system turn.
     pub system: Option<String>,
+    /// Templates of continuations that are scored; none: completions are generated.
+    pub continuations: Vec<String>,
     /// What happens to prompts longer than the context.
     pub too_long: TooLong,
     /// Whether draws are keyed by the `id` column, else by object and row.
@@ -51,7 +54,9 @@ pub struct Encoder {
     text: Arc<TextModel>,
     spec: PromptSpec,
     limits: Limits,
-    template: Option<Environment<'static>>,
+    template: Option<RowTemplate>,
+    examples: Option<Examples>,
+    continuations: Vec<RowTemplate>,
 }
 
 /// A row after encoding.
@@ -79,25 +84,23 @@ struct Parts {
 }
 
 impl Encoder {
-    /// Prepares a job's encoding; parses its template.
+    /// Prepares a job's encoding; parses its templates.
     pub fn new(
         text: Arc<TextModel>,
         spec: PromptSpec,
         limits: Limits,
     ) -> Result<Self, PromptError> {
-        let template = match &spec.template {
-            None => None,
-            Some(source) => {
-                let mut environment = environment();
-                environment.set_undefined_behavior(UndefinedBehavior::Strict);
-                environment.set_unknown_method_callback(
-                    minijinja_contrib::pycompat::unknown_method_callback,
-                );
-                add_template(&mut environment, source.clone(), "`input.template`")?;
-                Some(environment)
-            }
-        };
-        Ok(Self { text, spec, limits, template })
+        let parsed = |source: &String| RowTemplate::new(source, "`input.template`");
+        let template = spec.template.as_ref().map(parsed).transpose()?;
+        let parsed = |source: &String| RowTemplate::new(source, "`input.continuations`");
+        let continuations = spec.continuations.iter().map(parsed).collect::<Result<_, _>>()?;
+        Ok(Self { text, spec, limits, template, examples: None, continuations })
+    }
+
+    /// Gives the template examples to show.
+    #[must_use]
+    pub fn with_examples(self, examples: Examples) -> Self {
+        Self { examples: Some(examples), ..self }
     }
 
     /// Whether the job's rows need the model's chat template.
@@ -125,13 +128,40 @@ impl Encoder {
             prompt: Err(RowFailure::new(FailureCode::Engine, "")),
         };
         encoded.prompt = request.and_then(|request| {
-            let Parts { messages, text, tokens } = self.parts(request.source).map_err(locate)?;
+            let PromptRequest { source, mut sampling } = request;
+            let continuations = self.continuations(&source).map_err(locate)?;
+            let Parts { messages, text, tokens } = self.parts(source).map_err(locate)?;
             encoded.messages = messages;
             encoded.prompt_text = text;
-            let tokens = self.fit(tokens).map_err(locate)?.into();
-            Ok(Prompt { row, draw_key, tokens, sampling: Arc::new(request.sampling) })
+            let longest = continuations.iter().map(Vec::len).max();
+            let tokens = self.fit(tokens, longest.unwrap_or(1)).map_err(locate)?.into();
+            if let Some(longest) = longest {
+                sampling = Sampling { max_tokens: longest as u32, ..Sampling::default() };
+            }
+            let (sampling, continuations) = (Arc::new(sampling), continuations.into());
+            Ok(Prompt { row, draw_key, tokens, sampling, continuations })
         });
         encoded
+    }
+
+    /// Token ids of the row's continuations. Each is tokenized by itself, so that all of them follow the
+    /// same prompt; empty ones at the end are left out, for rows with fewer choices than others.
+    fn continuations(&self, source: &PromptSource) -> Result<Vec<Vec<u32>>, RowFailure> {
+        let empty = Map::new();
+        let columns = match source {
+            PromptSource::Columns(columns) => columns,
+            _ => &empty,
+        };
+        let render = |template: &RowTemplate| template.render(columns, &[]);
+        let texts = self.continuations.iter().map(render).collect::<Result<Vec<_>, _>>();
+        let mut texts = texts.map_err(template_failed)?;
+        texts.truncate(texts.iter().rposition(|text| !text.is_empty()).map_or(0, |last| last + 1));
+        if texts.iter().any(String::is_empty) || texts.is_empty() && !self.continuations.is_empty()
+        {
+            return Err(template_failed("a continuation is empty".into()));
+        }
+        let tokens = texts.iter().map(|text| self.text.encode(text));
+        tokens.collect::<Result<_, _>>().map_err(not_encoded)
     }
 
     fn parts(&self, source: PromptSource) -> Result<Parts, RowFailure> {
@@ -140,8 +170,7 @@ impl Encoder {
             PromptSource::Text(text) => self.completion(text)?,
             PromptSource::TokenIds(tokens) => Parts { messages: None, text: None, tokens },
             PromptSource::Columns(columns) => {
-                let template = self.template.as_ref().expect("a job with columns has a template");
-                let text = render(template, Serde(&columns).into()).map_err(template_failed)?;
+                let text = self.templated(&columns).map_err(template_failed)?;
                 match (&self.spec.system, text.is_empty()) {
                     (_, true) => {
                         return Err(RowFailure::new(
@@ -168,6 +197,12 @@ impl Encoder {
         }
     }
 
+    fn templated(&self, columns: &Map<String, Value>) -> Result<String, String> {
+        let template = self.template.as_ref().expect("a job with columns has a template");
+        let examples = self.examples.as_ref().map(|examples| examples.of(columns)).transpose()?;
+        template.render(columns, examples.as_slice())
+    }
+
     fn completion(&self, text: String) -> Result<Parts, RowFailure> {
         if text.is_empty() {
             return Err(RowFailure::new(FailureCode::EmptyPrompt, "the prompt is empty"));
@@ -187,9 +222,9 @@ impl Encoder {
         Ok(Parts { messages: Some(messages), text: Some(text), tokens })
     }
 
-    /// Applies the job's rule for prompts that are too long.
-    fn fit(&self, mut tokens: Vec<u32>) -> Result<Vec<u32>, RowFailure> {
-        let limit = self.limits.context as usize - 1;
+    /// Applies the job's rule for prompts that are too long to have so many tokens follow.
+    fn fit(&self, mut tokens: Vec<u32>, follow: usize) -> Result<Vec<u32>, RowFailure> {
+        let limit = (self.limits.context as usize).saturating_sub(follow).max(1);
         if tokens.len() <= limit {
             return Ok(tokens);
         }

@@ -8,6 +8,7 @@ mod detokenize;
 mod encode;
 mod error;
 mod grammar;
+mod template;
 mod tokenizer;
 
 pub use chat::ChatTemplate;
@@ -15,6 +16,7 @@ pub use detokenize::Detokenizer;
 pub use encode::{Encoded, Encoder, Limits, PromptSpec, TooLong};
 pub use error::PromptError;
 pub use grammar::{Grammars, Guide, Mask};
+pub use template::{Examples, Extra, RowTemplate, converted};
 pub use tokenizer::TextModel;
 
 use std::sync::Arc;

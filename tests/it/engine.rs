@@ -38,6 +38,7 @@ fn prompt(index: u32, tokens: Vec<u32>, sampling: Sampling) -> Prompt {
         draw_key: DrawKey(u64::from(index)),
         tokens: tokens.into(),
         sampling: Arc::new(sampling),
+        continuations: Arc::default(),
     }
 }
 
@@ -312,6 +313,46 @@ fn constraints_that_cannot_be_met_cost_one_row_each() {
     assert_eq!(outcomes[2], Err(FailureCode::InvalidConstraint));
     assert_eq!(outcomes[3], Err(FailureCode::InvalidConstraint));
     assert!(outcomes[5].is_ok(), "{outcomes:?}");
+}
+
+/// What is scored has the log-probabilities that it has when it is generated, to the bit; and several
+/// continuations of one prompt share its cache.
+#[test]
+fn given_tokens_have_the_log_probabilities_of_generated_ones() {
+    let folder = fixture("a_v2like");
+    let greedy = Sampling { max_tokens: 30, ignore_eos: true, ..Sampling::default() };
+    let tokens = |i: u32| (0..40 + 3 * i).map(|k| (k * 31 + i) % 470).collect::<Vec<_>>();
+    let generated: Vec<Prompt> = (0..6).map(|i| prompt(i, tokens(i), greedy.clone())).collect();
+    let (samples, _) = generate(engine(&folder, Held::F32, PLENTY), generated.clone());
+    let token_ids = |i: u32| samples[&(i, 0)].result.as_ref().unwrap().token_ids.clone();
+    let given = |i: u32| Prompt {
+        // One that ends with an end-of-sequence token in its middle, and one of a single token.
+        continuations: [token_ids(i), vec![7, 1, 9], vec![token_ids(i)[0]]].into(),
+        ..generated[i as usize].clone()
+    };
+    let (expected, _) = generate(engine(&folder, Held::F32, PLENTY), (0..6).map(given));
+    for i in 0..6 {
+        let of = |sample: u32| expected[&(i, sample)].result.as_ref().unwrap();
+        let first = samples[&(i, 0)].result.as_ref().unwrap();
+        assert_eq!((&of(0).token_ids, &of(0).logprobs), (&first.token_ids, &first.logprobs));
+        assert_eq!((&of(0).top_logprobs, &of(0).stop), (&first.top_logprobs, &StopReason::Given));
+        assert_eq!((&of(1).token_ids[..], of(1).logprobs.len()), (&[7, 1, 9][..], 3));
+        assert_eq!(of(2).logprobs, first.logprobs[..1]);
+        assert!(expected[&(i, 2)].cached_tokens >= 32, "{:?}", expected[&(i, 2)]);
+    }
+    // Neither the batch nor what is asked to be reported changes them.
+    let small = EngineSpec {
+        max_sequences: 2,
+        max_step_tokens: 7,
+        logprobs: Logprobs::default(),
+        cache_bytes: 14 * 3 * 16 * 48 * 4,
+        ..PLENTY
+    };
+    let (found, _) = generate(engine(&folder, Held::F32, small), (0..6).map(given));
+    for (key, sample) in &found {
+        let logprobs = |sample: &Generation| sample.result.as_ref().unwrap().logprobs.clone();
+        assert_eq!(logprobs(sample), logprobs(&expected[key]), "{key:?}");
+    }
 }
 
 #[test]

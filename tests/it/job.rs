@@ -208,6 +208,43 @@ fn batch_limits_threads_and_cache_change_no_byte() {
     }
 }
 
+#[test]
+fn continuations_are_scored_and_examples_are_shown() {
+    let rows = r#"{"q": "2+2?", "subject": "x", "choices": ["3", "4"], "id": 1}
+{"q": "3+3?", "subject": "x", "choices": ["6"], "id": 2}
+{"q": "1+1?", "subject": "none", "choices": ["2", "3"], "id": 3}
+"#;
+    let job = format!(
+        "[model]\npath = '{}'\n[input]\npaths = ['rows.jsonl']\nid = 'id'\nexamples = ['dev.jsonl']\nshots = 1\nexamples_by = 'subject'\ntemplate = '{{% for e in examples %}}{{{{ e.q }}}} {{{{ e.a }}}}, {{% endfor %}}{{{{ q }}}}'\ncontinuations = [' {{{{ choices[0] }}}}', '{{% if choices|length > 1 %}} {{{{ choices[1] }}}}{{% endif %}}']\n[output]\npath = 'out'\ninclude = ['prompt']\n",
+        tiny()
+    );
+    let bench = Bench::new(rows, &job);
+    let dev = r#"{"q": "5+5?", "a": "10", "subject": "x"}"#;
+    std::fs::write(bench.path("dev.jsonl"), dev).unwrap();
+    let run = bench.run(&[]);
+    assert_eq!(run.status.code(), Some(3), "{}", String::from_utf8_lossy(&run.stderr));
+    let rows = bench.rows("out");
+    let column = |name: &str| (0..4).map(|row| text(&rows, name, row).to_owned()).collect();
+    let (ids, completions, reasons): (Vec<String>, Vec<String>, Vec<String>) =
+        (column("id"), column("completion"), column("stop_reason"));
+    assert_eq!(ids, ["1", "1", "2", "3"]);
+    assert_eq!(completions, [" 3", " 4", " 6", ""]);
+    assert_eq!(reasons, ["given", "given", "given", ""]);
+    assert_eq!(text(&rows, "prompt", 0), "5+5? 10, 2+2?");
+    assert_eq!(text(&rows, "error_code", 3), "template_failed");
+    let logprobs = rows.column_by_name("logprobs").unwrap().as_list::<i32>().value(0);
+    assert!(logprobs.as_primitive::<Float32Type>().values().iter().all(|x| *x < 0.0));
+    // Examples are part of what the job is.
+    std::fs::write(bench.path("dev.jsonl"), dev.replace("10", "11")).unwrap();
+    let other = bench.run(&[]);
+    let words = String::from_utf8_lossy(&other.stderr).into_owned();
+    assert!(other.status.code() == Some(1) && words.contains("examples_sha256"), "{words}");
+    bench.write_job(&job.replace("[output]", "[sampling]\nn = 2\nregex = 'a'\n[output]"));
+    let refused = bench.run(&[]);
+    let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(2) && words.contains("continuations"), "{words}");
+}
+
 /// Memory beside weights and cache: the program, 8,192 rows of the window, parts in the making.
 const OTHER_MEMORY: u64 = 256 << 20;
 

@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::host::{Shared, from_host, host};
+use super::lanes::{Isa, Lanes, per_isa};
 use super::matmul::{Matrix, Rows};
 use super::router::Routing;
 
@@ -19,43 +20,108 @@ pub struct Expert {
     pub down: Matrix,
 }
 
-/// Routes sorted by expert.
-struct Groups {
-    /// The token of each route.
-    tokens: Vec<u32>,
+/// Routes sorted by expert; those of one expert stay in the order in which they were given.
+#[derive(Debug)]
+pub struct RoutesByExpert {
+    /// The row of each sorted route.
+    rows: Vec<u32>,
     /// Where each expert's routes begin; one more than there are experts.
     starts: Vec<usize>,
-    /// The place in `tokens` of each token's routes: `[tokens, experts_per_token]`.
+    /// The sorted place of each route as it was given.
     places: Vec<u32>,
 }
 
+impl RoutesByExpert {
+    /// Sorts routes `(row of the activations, expert id below `experts`)`, by counting.
+    pub fn new(experts: usize, routes: impl Iterator<Item = (u32, u32)> + Clone) -> Self {
+        let mut starts = vec![0usize; experts + 1];
+        for (_, expert) in routes.clone() {
+            starts[expert as usize + 1] += 1;
+        }
+        for expert in 0..experts {
+            starts[expert + 1] += starts[expert];
+        }
+        let mut next = starts.clone();
+        let mut rows = vec![0u32; starts[experts]];
+        let place = |(row, expert): (u32, u32)| {
+            let place = next[expert as usize];
+            next[expert as usize] += 1;
+            rows[place] = row;
+            place as u32
+        };
+        let places = routes.map(place).collect();
+        Self { rows, starts, places }
+    }
+
+    /// The sorted place of each route as it was given: its row of [`expert_outputs`].
+    pub fn places(&self) -> &[u32] {
+        &self.places
+    }
+}
+
 /// The weighted sum of each token's experts: `[tokens, hidden]` → the same.
-///
-/// Each token's expert outputs are summed in the order of expert ids, whatever else is in the step.
 pub fn routed_experts(x: &Tensor, experts: &[Expert], routing: &Routing) -> Result<Tensor> {
-    let (tokens, hidden) = x.dims2()?;
+    let per_token = routing.experts_per_token;
+    let ids = routing.expert_ids.iter().enumerate();
+    let routes = ids.map(|(route, &expert)| ((route / per_token) as u32, expert));
+    let routes = RoutesByExpert::new(experts.len(), routes);
+    combine(&expert_outputs(x, experts, &routes)?, routes.places(), routing)
+}
+
+/// What each route's expert makes of the route's row: `[rows, hidden]` → `[routes, hidden]`, sorted
+/// by expert and not weighted.
+pub fn expert_outputs(x: &Tensor, experts: &[Expert], routes: &RoutesByExpert) -> Result<Tensor> {
+    let (_, hidden) = x.dims2()?;
     let values = host(x)?;
     let x: &[f32] = &values;
-    let groups = group(routing, experts.len());
-    let mut outputs = vec![0.0f32; groups.tokens.len() * hidden];
+    let mut outputs = vec![0.0f32; routes.rows.len() * hidden];
     let target = Shared::new(&mut outputs);
-    tasks(&groups).into_par_iter().with_max_len(1).for_each(|(expert, first, count)| {
-        let rows = Rows::gathered(x, hidden, &groups.tokens[first..first + count]);
+    tasks(routes).into_par_iter().with_max_len(1).for_each(|(expert, first, count)| {
+        let rows = Rows::gathered(x, hidden, &routes.rows[first..first + count]);
         // SAFETY: tasks have different routes, each with a row of its own in `outputs`.
         unsafe { run_expert(&experts[expert], rows, count, target.at(first * hidden)) }
     });
+    from_host(outputs, routes.rows.len(), hidden)
+}
+
+/// The weighted sum of each token's routes: `[routes, hidden]` → `[tokens, hidden]`.
+///
+/// Route r of the routing lies in row `places[r]` of `outputs`. A token's routes are summed in the
+/// routing's order, whatever else is in the step and wherever they were computed.
+pub fn combine(outputs: &Tensor, places: &[u32], routing: &Routing) -> Result<Tensor> {
+    let (_, hidden) = outputs.dims2()?;
+    let per_token = routing.experts_per_token;
+    let tokens = routing.weights.len() / per_token;
+    let values = host(outputs)?;
+    let outputs: &[f32] = &values;
     let mut out = vec![0.0f32; tokens * hidden];
-    out.par_chunks_mut(hidden).enumerate().with_min_len(4).for_each(|(token, sum)| {
-        let routes = token * routing.experts_per_token..(token + 1) * routing.experts_per_token;
-        for route in routes {
-            let place = groups.places[route] as usize;
-            let weight = routing.weights[route];
-            let output = &outputs[place * hidden..(place + 1) * hidden];
-            sum.iter_mut().zip(output).for_each(|(sum, y)| *sum = y.mul_add(weight, *sum));
+    let routes = places.par_chunks(per_token).zip(routing.weights.par_chunks(per_token));
+    out.par_chunks_mut(hidden).zip(routes).with_min_len(4).for_each(|(sum, (places, weights))| {
+        for (&place, &weight) in places.iter().zip(weights) {
+            let output = &outputs[place as usize * hidden..(place as usize + 1) * hidden];
+            // SAFETY: both have `hidden` elements.
+            unsafe { add_weighted(Isa::best(), sum.as_mut_ptr(), output.as_ptr(), weight, hidden) }
         }
     });
     from_host(out, tokens, hidden)
 }
+
+/// Adds `weight` times a row of `width` elements to a sum.
+#[inline(always)]
+unsafe fn add_weighted_on<L: Lanes>(sum: *mut f32, row: *const f32, weight: f32, width: usize) {
+    let whole = width / 16 * 16;
+    // SAFETY: both have `width` elements; the remainder is read and written one by one.
+    unsafe {
+        for i in (0..whole).step_by(16) {
+            L::load(row.add(i)).mul_add(L::splat(weight), L::load(sum.add(i))).store(sum.add(i));
+        }
+        for i in whole..width {
+            *sum.add(i) = (*row.add(i)).mul_add(weight, *sum.add(i));
+        }
+    }
+}
+
+per_isa! { fn add_weighted = add_weighted_on(sum: *mut f32, row: *const f32, weight: f32, width: usize) }
 
 /// # Safety
 /// `rows` has `count` rows; `target` has `count` rows of the expert's outputs.
@@ -69,31 +135,10 @@ unsafe fn run_expert(expert: &Expert, rows: Rows, count: usize, target: *mut f32
     }
 }
 
-/// Sorts routes by expert, by counting; routes of one expert stay in the order of tokens.
-fn group(routing: &Routing, experts: usize) -> Groups {
-    let mut starts = vec![0usize; experts + 1];
-    for &id in &routing.expert_ids {
-        starts[id as usize + 1] += 1;
-    }
-    for expert in 0..experts {
-        starts[expert + 1] += starts[expert];
-    }
-    let mut next = starts.clone();
-    let mut tokens = vec![0u32; routing.expert_ids.len()];
-    let mut places = vec![0u32; routing.expert_ids.len()];
-    for (route, &id) in routing.expert_ids.iter().enumerate() {
-        let place = next[id as usize];
-        next[id as usize] += 1;
-        tokens[place] = (route / routing.experts_per_token) as u32;
-        places[route] = place as u32;
-    }
-    Groups { tokens, starts, places }
-}
-
 /// (expert, first route, routes) of every task, the largest first so that no thread ends late.
-fn tasks(groups: &Groups) -> Vec<(usize, usize, usize)> {
+fn tasks(routes: &RoutesByExpert) -> Vec<(usize, usize, usize)> {
     let mut tasks = Vec::new();
-    for (expert, bounds) in groups.starts.windows(2).enumerate() {
+    for (expert, bounds) in routes.starts.windows(2).enumerate() {
         for first in (bounds[0]..bounds[1]).step_by(TASK_TOKENS) {
             tasks.push((expert, first, TASK_TOKENS.min(bounds[1] - first)));
         }

@@ -23,7 +23,7 @@ mod softmax;
 mod x86;
 
 pub use attention::{Form, HeadWeights, Heads, Span, attend};
-pub use experts::{Expert, routed_experts};
+pub use experts::{Expert, RoutesByExpert, combine, expert_outputs, routed_experts};
 pub(crate) use host::from_host as rows_tensor;
 pub use lanes::Isa;
 pub use latent::{BLOCK_TOKENS, LatentPool};

@@ -3,6 +3,7 @@
 mod check;
 mod display;
 mod exit;
+mod plan;
 mod run;
 mod status;
 mod summary;
@@ -35,6 +36,7 @@ enum Command {
     Run(run::RunArgs),
     RetryFailed(run::RetryArgs),
     Check(check::CheckArgs),
+    Plan(plan::PlanArgs),
     Status(status::StatusArgs),
     Verify(verify::VerifyArgs),
     Merge(verify::MergeArgs),
@@ -112,6 +114,7 @@ pub fn main() -> Exit {
         Command::Run(args) => run::run(args),
         Command::RetryFailed(args) => run::retry(args),
         Command::Check(args) => check::check(args),
+        Command::Plan(args) => plan::plan(args),
         Command::Status(args) => status::status(args),
         Command::Verify(args) => verify::verify(args),
         Command::Merge(args) => verify::merge(args),

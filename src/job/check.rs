@@ -15,6 +15,7 @@ use super::written::line_of;
 use super::{BatchSpec, ErrorBudget, ExamplesSpec, Job, RunSpec};
 use crate::input::{DEFAULT_MAX_LINE_BYTES, FormatChoice, InputSpec, PromptColumns};
 use crate::output::{Compression, Include, OutputSpec};
+use crate::parallel::Topology;
 use crate::prompt::{PromptSpec, TooLong};
 use crate::sampling::{MAX_SAMPLES, SamplingSpec};
 
@@ -110,6 +111,7 @@ pub(super) fn check(
         model_path,
         dtype: model.dtype,
         threads: devices.threads,
+        topology: Topology { stages: devices.stages, ranks_per_stage: devices.ranks },
         prompt: PromptSpec {
             template,
             system: input.system,

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
+use super::BatchSpec;
 use super::setting::Setting;
 
 /// A nightshift job. Relative paths are relative to the job file.
@@ -246,13 +247,10 @@ pub(super) struct BatchSection {
 
 impl Default for BatchSection {
     fn default() -> Self {
-        Self {
-            max_sequences: 64,
-            max_step_tokens: 2048,
-            cache: CacheChoice::default(),
-            window_rows: 8192,
-            share_prefixes: true,
-        }
+        let BatchSpec { max_sequences, max_step_tokens, window_rows, share_prefixes, .. } =
+            BatchSpec::default();
+        let cache = CacheChoice::default();
+        Self { max_sequences, max_step_tokens, cache, window_rows, share_prefixes }
     }
 }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use crate::input::InputSpec;
 use crate::output::OutputSpec;
+use crate::parallel::Topology;
 use crate::prompt::PromptSpec;
 
 pub use error::{JobError, Problem};
@@ -34,6 +35,8 @@ pub struct Job {
     pub dtype: Dtype,
     /// Compute threads; 0: all cores.
     pub threads: usize,
+    /// Over which ranks the model is spread.
+    pub topology: Topology,
     /// Where rows come from, sampling included.
     pub input: InputSpec,
     /// How rows become prompts.
@@ -80,6 +83,18 @@ pub struct BatchSpec {
     pub window_rows: u64,
     /// Whether shared beginnings are computed once.
     pub share_prefixes: bool,
+}
+
+impl Default for BatchSpec {
+    fn default() -> Self {
+        Self {
+            max_sequences: 64,
+            max_step_tokens: 2048,
+            cache_bytes: None,
+            window_rows: 8192,
+            share_prefixes: true,
+        }
+    }
 }
 
 /// How runs begin again and when they give up: no completion depends on it.

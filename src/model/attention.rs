@@ -44,7 +44,7 @@ pub(super) struct Attention {
 
 impl Attention {
     pub(super) fn load(
-        checkpoint: &mut Checkpoint,
+        checkpoint: &Checkpoint,
         config: &Config,
         layer: usize,
         held: Held,
@@ -58,9 +58,9 @@ impl Attention {
             scale: config.softmax_scale() as f32,
         };
         let prefix = format!("model.layers.{layer}.self_attn");
-        let mut linear = |name: &str,
-                          outputs: usize,
-                          inputs: usize|
+        let linear = |name: &str,
+                      outputs: usize,
+                      inputs: usize|
          -> std::result::Result<Linear, ModelError> {
             let weight =
                 checkpoint.matrix(&format!("{prefix}.{name}.weight"), outputs, inputs, held)?;
@@ -129,7 +129,7 @@ impl Attention {
 
 /// Cuts `kv_b_proj` into heads: of each head the keys' rows come first, then the values'.
 fn head_weights(
-    checkpoint: &mut Checkpoint,
+    checkpoint: &Checkpoint,
     name: &str,
     heads: Heads,
     held: Held,

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::ModelError;
+use crate::parallel::Topology;
 
 /// The shape of a DeepSeek-V2 model.
 #[derive(Clone, Debug, PartialEq)]
@@ -158,6 +159,16 @@ impl Config {
         }
     }
 
+    /// Whether every rank of a topology gets a layer and, of a mixture, an expert.
+    pub fn accept(&self, topology: Topology) -> Result<(), ModelError> {
+        let experts = self.moe.as_ref().map_or(0, |moe| moe.routed_experts);
+        let enough = experts == 0 || topology.ranks_per_stage <= experts;
+        match enough && topology.stages <= self.layers {
+            true => Ok(()),
+            false => Err(ModelError::Topology { topology, layers: self.layers, experts }),
+        }
+    }
+
     /// The mixture of a layer; none: the layer is dense.
     pub fn layer_moe(&self, layer: usize) -> Option<&MoeConfig> {
         self.moe
@@ -207,41 +218,6 @@ impl Config {
             (frequency(i) * (1.0 - ramp) + frequency(i) / yarn.factor * ramp) as f32
         };
         (0..width / 2).map(stretched).collect()
-    }
-
-    /// Parameters of the whole model.
-    pub fn parameters(&self) -> u64 {
-        let (hidden, heads, latent) =
-            (self.hidden_size as u64, self.heads as u64, self.kv_lora_rank as u64);
-        let (nope, rope, value) =
-            (self.qk_nope_head_dim as u64, self.qk_rope_head_dim as u64, self.v_head_dim as u64);
-        let query_width = heads * (nope + rope);
-        let query = self.q_lora_rank.map_or(hidden * query_width, |rank| {
-            let rank = rank as u64;
-            hidden * rank + rank + rank * query_width
-        });
-        let biases = if self.attention_bias {
-            self.q_lora_rank.unwrap_or(0) as u64 + latent + rope + hidden
-        } else {
-            0
-        };
-        let attention = query
-            + hidden * (latent + rope)
-            + latent
-            + latent * heads * (nope + value)
-            + heads * value * hidden
-            + biases;
-        let feed_forward = |layer: usize| {
-            self.layer_moe(layer).map_or(3 * hidden * self.intermediate_size as u64, |moe| {
-                let experts = (moe.routed_experts + moe.shared_experts) as u64;
-                3 * hidden * moe.intermediate_size as u64 * experts
-                    + moe.routed_experts as u64 * hidden
-            })
-        };
-        let layers: u64 =
-            (0..self.layers).map(|layer| attention + 2 * hidden + feed_forward(layer)).sum();
-        let tables = if self.tie_word_embeddings { 1 } else { 2 };
-        layers + hidden + tables * self.vocab_size as u64 * hidden
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::parallel::{CollectiveError, Topology};
+
 /// Stops the job; what is wrong with one row is never a `ModelError`.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -29,9 +31,15 @@ pub enum ModelError {
     /// The weights hold tensors that the config does not call for.
     #[error("{count} tensors that `config.json` does not call for, the first is `{name}` in `{}`", path.display())]
     Extra { name: String, count: usize, path: PathBuf },
+    /// There are more stages than layers, or more ranks than experts.
+    #[error("{topology} cannot share {layers} layers and {experts} routed experts")]
+    Topology { topology: Topology, layers: usize, experts: usize },
     /// A step could not be computed.
     #[error("the model could not compute a step")]
     Compute(#[from] candle_core::Error),
+    /// Another rank could not go on.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
 }
 
 impl ModelError {
@@ -53,7 +61,10 @@ impl ModelError {
                 "config.json and the weights belong to different models"
             }
             Self::Dtype { .. } => "quantised checkpoints are not supported: use the BF16 release",
-            Self::Compute(_) => return None,
+            Self::Topology { .. } => {
+                "set `devices.stages` to at most the layers and `devices.ranks` to at most the experts"
+            }
+            Self::Compute(_) | Self::Collective(_) => return None,
         };
         Some(hint.into())
     }

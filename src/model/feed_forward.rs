@@ -3,26 +3,29 @@
 //! Source: DeepSeek-V2 (arXiv:2405.04434) §2.2; `DeepseekV2MLP` and `DeepseekV2MoE` in the released
 //! modeling file.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result as CandleResult, Tensor};
 
 use super::config::MoeConfig;
+use super::parts::Part;
+use super::routed::RoutedExperts;
 use super::weights::Checkpoint;
 use super::{Config, ModelError};
 use crate::ops::{self, Choice, Expert, Held, Matrix, Routing};
+use crate::parallel::Collective;
 
 /// The feed-forward part of one layer.
 pub(super) enum FeedForward {
     Dense(Expert),
-    Mixture { router: Matrix, choice: Choice, routed: Vec<Expert>, shared: Option<Expert> },
+    Mixture { router: Matrix, choice: Choice, routed: RoutedExperts, shared: Option<Expert> },
 }
 
 impl FeedForward {
     pub(super) fn load(
-        checkpoint: &mut Checkpoint,
+        checkpoint: &Checkpoint,
         config: &Config,
         layer: usize,
-        held: Held,
-    ) -> std::result::Result<Self, ModelError> {
+        (part, held): (Part, Held),
+    ) -> Result<Self, ModelError> {
         let prefix = format!("model.layers.{layer}.mlp");
         let hidden = config.hidden_size;
         let Some(moe) = config.layer_moe(layer) else {
@@ -42,9 +45,11 @@ impl FeedForward {
             Held::F32,
         )?;
         let width = moe.intermediate_size;
-        let routed = (0..moe.routed_experts)
+        let own = part.topology.experts(part.place.rank, moe.routed_experts);
+        let own = own
             .map(|id| expert(checkpoint, &format!("{prefix}.experts.{id}"), hidden, width, held))
-            .collect::<std::result::Result<_, _>>()?;
+            .collect::<Result<_, _>>()?;
+        let routed = RoutedExperts { own, experts: moe.routed_experts, topology: part.topology };
         let shared = match moe.shared_experts {
             0 => None,
             count => Some(expert(
@@ -59,13 +64,17 @@ impl FeedForward {
     }
 
     /// `[tokens, hidden]` → the same, and where each token was routed in a mixture.
-    pub(super) fn forward(&self, x: &Tensor) -> Result<(Tensor, Option<Routing>)> {
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        ranks: &mut dyn Collective,
+    ) -> Result<(Tensor, Option<Routing>), ModelError> {
         match self {
             Self::Dense(expert) => Ok((apply(expert, x)?, None)),
             Self::Mixture { router, choice, routed, shared } => {
                 let logits = router.product(x)?.flatten_all()?.to_vec1::<f32>()?;
-                let routing = ops::route(&logits, routed.len(), *choice);
-                let y = ops::routed_experts(x, routed, &routing)?;
+                let routing = ops::route(&logits, routed.experts, *choice);
+                let y = routed.forward(x, &routing, ranks)?;
                 let y = match shared {
                     Some(shared) => (y + apply(shared, x)?)?,
                     None => y,
@@ -86,12 +95,12 @@ fn choice(moe: &MoeConfig) -> Choice {
 }
 
 fn expert(
-    checkpoint: &mut Checkpoint,
+    checkpoint: &Checkpoint,
     prefix: &str,
     hidden: usize,
     width: usize,
     held: Held,
-) -> std::result::Result<Expert, ModelError> {
+) -> Result<Expert, ModelError> {
     let names = [format!("{prefix}.gate_proj.weight"), format!("{prefix}.up_proj.weight")];
     let [gate, up] = checkpoint.pair([&names[0], &names[1]], &[width, hidden])?;
     let gate_up = Matrix::pack_gated(
@@ -105,6 +114,6 @@ fn expert(
     Ok(Expert { gate_up, down })
 }
 
-fn apply(expert: &Expert, x: &Tensor) -> Result<Tensor> {
+fn apply(expert: &Expert, x: &Tensor) -> CandleResult<Tensor> {
     expert.down.product(&expert.gate_up.gated_product(x)?)
 }

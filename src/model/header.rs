@@ -17,7 +17,7 @@ pub struct Header {
 impl Header {
     /// Reads the headers of a folder's weight files and compares the tables' shapes with the config.
     pub fn read(folder: &Path, config: &Config) -> Result<Self, ModelError> {
-        let mut checkpoint = Checkpoint::open(folder)?;
+        let checkpoint = Checkpoint::open(folder)?;
         checkpoint
             .elements("model.embed_tokens.weight", &[config.vocab_size, config.hidden_size])?;
         checkpoint.elements("model.norm.weight", &[config.hidden_size])?;

@@ -1,4 +1,4 @@
-//! The whole model: embedding, layers, head.
+//! The whole model, or the part of it that one rank holds: embedding, layers, head.
 
 use std::path::Path;
 
@@ -7,18 +7,28 @@ use half::bf16;
 
 use super::attention::Attention;
 use super::feed_forward::FeedForward;
+use super::parts::{ModelParts, Part};
 use super::weights::Checkpoint;
 use super::{Config, ModelError, Step};
 use crate::ops::{self, Held, LatentPool, Matrix, Rotation, Routing};
+use crate::parallel::{Alone, Collective, Topology};
 
-/// A loaded DeepSeek-V2 model.
+/// A loaded DeepSeek-V2 model, or a rank's part of one.
 pub struct Model {
     config: Config,
-    embedding: Embedding,
+    part: Part,
+    held: Held,
+    /// In the first stage.
+    embedding: Option<Embedding>,
     layers: Vec<Layer>,
-    norm: Vec<f32>,
-    head: Matrix,
+    /// In the last stage.
+    head: Option<Head>,
     frequencies: Vec<f32>,
+}
+
+struct Head {
+    norm: Vec<f32>,
+    weight: Matrix,
 }
 
 struct Layer {
@@ -36,81 +46,128 @@ enum Embedding {
 
 /// What a step gives.
 pub struct StepOutput {
-    /// Logits of the wanted rows: `[outputs, vocab]`, f32.
+    /// Logits of the wanted rows: `[outputs, vocab]`, f32; no rows where another stage has the head.
     pub logits: Tensor,
-    /// Where the step's tokens were routed, for each mixture layer.
+    /// Where the step's tokens were routed, for each mixture layer of this part.
     pub routings: Vec<Routing>,
 }
 
 impl Model {
-    /// Loads a Hugging Face folder; `loaded(bytes, of)` is told how far it is.
-    pub fn load(folder: &Path, held: Held, loaded: &dyn Fn(u64, u64)) -> Result<Self, ModelError> {
-        let config = Config::load(folder)?;
-        let mut checkpoint = Checkpoint::open(folder)?;
-        let bytes = checkpoint.bytes();
-        let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
-        let name = "model.embed_tokens.weight";
-        let embedding = Embedding::load(
-            &mut checkpoint,
-            name,
-            vocabulary * hidden,
-            &[vocabulary, hidden],
-            held,
-        )?;
-        let head = if config.tie_word_embeddings { name } else { "lm_head.weight" };
-        let head = checkpoint.matrix(head, vocabulary, hidden, held)?;
-        let mut layers = Vec::with_capacity(config.layers);
-        for layer in 0..config.layers {
-            loaded(bytes * (layer as u64 + 1) / (config.layers as u64 + 2), bytes);
-            layers.push(Layer::load(&mut checkpoint, &config, layer, held)?);
-        }
-        let norm = checkpoint.vector("model.norm.weight", hidden)?;
-        checkpoint.finish(config.tie_word_embeddings)?;
-        loaded(bytes, bytes);
-        Ok(Self { frequencies: config.rope_frequencies(), config, embedding, layers, norm, head })
+    /// Loads a Hugging Face folder whole; `loaded(bytes, of)` is told how far it is.
+    pub fn load(
+        folder: &Path,
+        held: Held,
+        loaded: &(dyn Fn(u64, u64) + Sync),
+    ) -> Result<Self, ModelError> {
+        let mut parts = ModelParts::load(folder, held, Topology::SINGLE, loaded)?.into_parts();
+        Ok(parts.remove(0))
+    }
+
+    /// Loads what one rank holds; `loaded` is called after each layer.
+    pub(super) fn load_part(
+        checkpoint: &Checkpoint,
+        config: &Config,
+        (part, held): (Part, Held),
+        loaded: &dyn Fn(),
+    ) -> Result<Self, ModelError> {
+        let Part { topology, place } = part;
+        let shape = [config.vocab_size, config.hidden_size];
+        let table = "model.embed_tokens.weight";
+        let embedding = match place.stage {
+            0 => Some(Embedding::load(checkpoint, table, &shape, held)?),
+            _ => None,
+        };
+        let head = if config.tie_word_embeddings { table } else { "lm_head.weight" };
+        let head = match place.stage + 1 == topology.stages {
+            true => Some(Head {
+                norm: checkpoint.vector("model.norm.weight", config.hidden_size)?,
+                weight: checkpoint.matrix(head, config.vocab_size, config.hidden_size, held)?,
+            }),
+            false => None,
+        };
+        let load = |layer: usize| {
+            let loaded_layer = Layer::load(checkpoint, config, layer, (part, held));
+            loaded();
+            loaded_layer
+        };
+        let layers = topology.layers(place.stage, config.layers).map(load);
+        let layers = layers.collect::<Result<_, _>>()?;
+        let frequencies = config.rope_frequencies();
+        Ok(Self { config: config.clone(), part, held, embedding, layers, head, frequencies })
     }
 
     /// Bytes of weights as they are held.
     pub fn weight_bytes(&self) -> u64 {
-        let width = match &self.embedding {
-            Embedding::F32(_) => 4,
-            Embedding::Bf16(_) => 2,
+        let width = match self.held {
+            Held::F32 => 4,
+            Held::Bf16 => 2,
         };
-        self.config.parameters() * width
+        self.config.parameters_of(self.part.topology, self.part.place) * width
     }
 
-    /// The model's shape.
+    /// The whole model's shape.
     pub fn config(&self) -> &Config {
         &self.config
     }
 
-    /// Computes one step: writes its latents into the cache and gives the logits of its wanted rows.
+    /// Layers that this part has.
+    pub fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Computes one step of a whole model: writes its latents into the cache and gives the logits of its
+    /// wanted rows.
     pub fn forward(&self, step: &Step, pool: &mut LatentPool) -> Result<StepOutput, ModelError> {
+        self.forward_among(step, pool, &mut Alone)
+    }
+
+    /// Computes this rank's tokens of one step, and its experts' share of the other ranks' tokens.
+    ///
+    /// All ranks call it for each step, also those whose own has no tokens; ranks with the same number in
+    /// different stages get the same step.
+    pub fn forward_among(
+        &self,
+        step: &Step,
+        pool: &mut LatentPool,
+        ranks: &mut dyn Collective,
+    ) -> Result<StepOutput, ModelError> {
         let multiplier = self.config.rope_multiplier() as f32;
         let rotation = Rotation::new(&step.positions, &self.frequencies, multiplier);
         let epsilon = self.config.rms_norm_eps as f32;
         let mut routings = Vec::new();
-        let mut x = self.embedding.rows(&step.tokens, self.config.hidden_size)?;
+        let mut x = match &self.embedding {
+            Some(embedding) => embedding.rows(&step.tokens, self.config.hidden_size)?,
+            None => ranks.receive()?.swap_remove(0),
+        };
         for (index, layer) in self.layers.iter().enumerate() {
             let normed = ops::rms_norm(&x, &layer.attention_norm, epsilon)?;
             x = (x + layer.attention.forward(&normed, step, &rotation, (pool, index))?)?;
             let normed = ops::rms_norm(&x, &layer.feed_forward_norm, epsilon)?;
-            let (y, routing) = layer.feed_forward.forward(&normed)?;
+            let (y, routing) = layer.feed_forward.forward(&normed, ranks)?;
             x = (x + y)?;
             routings.extend(routing);
         }
-        let wanted = Tensor::from_slice(&step.outputs, step.outputs.len(), x.device())?;
-        let x = ops::rms_norm(&x.index_select(&wanted, 0)?, &self.norm, epsilon)?;
-        Ok(StepOutput { logits: self.head.product(&x)?, routings })
+        let logits = match &self.head {
+            Some(head) => {
+                let wanted = Tensor::from_slice(&step.outputs, step.outputs.len(), x.device())?;
+                let x = ops::rms_norm(&x.index_select(&wanted, 0)?, &head.norm, epsilon)?;
+                head.weight.product(&x)?
+            }
+            None => {
+                ranks.send_on(vec![x])?;
+                ops::rows_tensor(Vec::new(), 0, self.config.vocab_size)?
+            }
+        };
+        Ok(StepOutput { logits, routings })
     }
 }
 
 impl Layer {
     fn load(
-        checkpoint: &mut Checkpoint,
+        checkpoint: &Checkpoint,
         config: &Config,
         layer: usize,
-        held: Held,
+        (part, held): (Part, Held),
     ) -> Result<Self, ModelError> {
         let prefix = format!("model.layers.{layer}");
         Ok(Self {
@@ -119,21 +176,20 @@ impl Layer {
             attention: Attention::load(checkpoint, config, layer, held)?,
             feed_forward_norm: checkpoint
                 .vector(&format!("{prefix}.post_attention_layernorm.weight"), config.hidden_size)?,
-            feed_forward: FeedForward::load(checkpoint, config, layer, held)?,
+            feed_forward: FeedForward::load(checkpoint, config, layer, (part, held))?,
         })
     }
 }
 
 impl Embedding {
     fn load(
-        checkpoint: &mut Checkpoint,
+        checkpoint: &Checkpoint,
         name: &str,
-        count: usize,
-        shape: &[usize],
+        shape: &[usize; 2],
         held: Held,
     ) -> Result<Self, ModelError> {
         let elements = checkpoint.elements(name, shape)?;
-        let values = (0..count).map(|i| elements.at(i));
+        let values = (0..shape[0] * shape[1]).map(|i| elements.at(i));
         Ok(match held {
             Held::F32 => Self::F32(values.collect()),
             Held::Bf16 => Self::Bf16(values.map(bf16::from_f32).collect()),

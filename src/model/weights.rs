@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use half::{bf16, f16};
 use memmap2::Mmap;
@@ -12,12 +13,16 @@ use safetensors::{Dtype, SafeTensors};
 use super::ModelError;
 use crate::ops::{Held, Matrix};
 
-/// A Hugging Face folder's weights.
+/// Why a lock is never poisoned.
+const NEVER_PANICS: &str = "no holder of the lock panics";
+
+/// A Hugging Face folder's weights, for any number of ranks to take theirs from.
 pub(crate) struct Checkpoint {
     folder: PathBuf,
     shards: Vec<Shard>,
     tensors: BTreeMap<String, Entry>,
-    used: BTreeSet<String>,
+    /// Names that were asked for, by whichever rank.
+    used: Mutex<BTreeSet<String>>,
 }
 
 struct Shard {
@@ -63,7 +68,7 @@ impl Checkpoint {
             folder: folder.into(),
             shards: Vec::new(),
             tensors: BTreeMap::new(),
-            used: BTreeSet::new(),
+            used: Mutex::default(),
         };
         for name in shard_names(folder)? {
             checkpoint.map_shard(folder.join(name))?;
@@ -109,7 +114,7 @@ impl Checkpoint {
 
     /// A tensor's elements, once its shape and type are right.
     pub(crate) fn elements(
-        &mut self,
+        &self,
         name: &str,
         expected: &[usize],
     ) -> Result<Elements<'_>, ModelError> {
@@ -119,7 +124,7 @@ impl Checkpoint {
 
     /// Two tensors of one shape, to be read together.
     pub(crate) fn pair(
-        &mut self,
+        &self,
         names: [&str; 2],
         expected: &[usize],
     ) -> Result<[Elements<'_>; 2], ModelError> {
@@ -137,7 +142,7 @@ impl Checkpoint {
         }
     }
 
-    fn claim(&mut self, name: &str, expected: &[usize]) -> Result<(), ModelError> {
+    fn claim(&self, name: &str, expected: &[usize]) -> Result<(), ModelError> {
         let Some(entry) = self.tensors.get(name) else {
             return Err(ModelError::Missing {
                 name: name.into(),
@@ -158,19 +163,19 @@ impl Checkpoint {
         if !matches!(entry.dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32) {
             return Err(ModelError::Dtype { name, found: format!("{:?}", entry.dtype), path });
         }
-        self.used.insert(name);
+        self.used.lock().expect(NEVER_PANICS).insert(name);
         Ok(())
     }
 
     /// A vector, widened.
-    pub(crate) fn vector(&mut self, name: &str, width: usize) -> Result<Vec<f32>, ModelError> {
+    pub(crate) fn vector(&self, name: &str, width: usize) -> Result<Vec<f32>, ModelError> {
         let elements = self.elements(name, &[width])?;
         Ok((0..width).map(|i| elements.at(i)).collect())
     }
 
     /// A weight `[outputs, inputs]`, packed.
     pub(crate) fn matrix(
-        &mut self,
+        &self,
         name: &str,
         outputs: usize,
         inputs: usize,
@@ -185,11 +190,9 @@ impl Checkpoint {
         let harmless = |name: &str| {
             name.ends_with("rotary_emb.inv_freq") || tied_head && name == "lm_head.weight"
         };
-        let extra: Vec<_> = self
-            .tensors
-            .iter()
-            .filter(|(name, _)| !self.used.contains(*name) && !harmless(name))
-            .collect();
+        let used = self.used.lock().expect(NEVER_PANICS);
+        let unused = |name: &str| !used.contains(name) && !harmless(name);
+        let extra: Vec<_> = self.tensors.iter().filter(|(name, _)| unused(name)).collect();
         match extra.first() {
             None => Ok(()),
             Some((name, entry)) => Err(ModelError::Extra {

@@ -8,6 +8,7 @@ use crate::input::InputError;
 use crate::model::ModelError;
 use crate::output::OutputError;
 use crate::prompt::PromptError;
+use crate::sizing::LayoutError;
 use crate::storage::StorageError;
 
 /// Stops a run. What was committed before stays; the same command continues it.
@@ -21,6 +22,8 @@ pub enum RunError {
     Prompt(#[from] PromptError),
     #[error(transparent)]
     Model(#[from] ModelError),
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
     #[error(transparent)]
     Engine(#[from] EngineError),
     #[error(transparent)]
@@ -47,6 +50,7 @@ impl RunError {
             Self::Input(error) => error.hint(),
             Self::Prompt(error) => error.hint(),
             Self::Model(error) => error.hint(),
+            Self::Layout(error) => error.hint(),
             Self::Engine(error) => error.hint(),
             Self::Output(error) => error.hint(),
             Self::Merge { .. } => None,

@@ -2,17 +2,14 @@
 
 use std::fs;
 
-/// Free memory assumed where the system does not tell.
-const UNKNOWN_FREE: u64 = 4 << 30;
-
-/// Bytes that can be taken without swapping, within the process's own limit.
-pub(super) fn free_bytes() -> u64 {
-    let available = kibibytes("/proc/meminfo", "MemAvailable:").unwrap_or(UNKNOWN_FREE);
+/// Bytes that can be taken without swapping, within the process's own limit, where the system tells.
+pub(super) fn free_bytes() -> Option<u64> {
+    let available = kibibytes("/proc/meminfo", "MemAvailable:")?;
     let number = |path: &str| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-    match (number("/sys/fs/cgroup/memory.max"), number("/sys/fs/cgroup/memory.current")) {
+    Some(match (number("/sys/fs/cgroup/memory.max"), number("/sys/fs/cgroup/memory.current")) {
         (Some(limit), Some(current)) => available.min(limit.saturating_sub(current)),
         _ => available,
-    }
+    })
 }
 
 /// Largest resident memory of this process so far, bytes; 0 where the system does not tell.

@@ -13,6 +13,7 @@ mod generate;
 mod memory;
 mod merge;
 mod percentiles;
+pub mod plan;
 mod prepare;
 pub mod progress;
 mod read;
@@ -52,6 +53,8 @@ pub use verify::{Verification, verify};
 const PARTITIONS_AHEAD: usize = 2;
 /// Share of free memory that `cache = "auto"` takes at most.
 const AUTO_CACHE_SHARE: u64 = 4;
+/// Free memory assumed where the system does not tell.
+const UNKNOWN_FREE: u64 = 4 << 30;
 
 /// What one run does of its job.
 #[derive(Clone, Debug, Default)]
@@ -191,6 +194,7 @@ fn failed<'a>(
 }
 
 fn load(job: &Job, prepared: &Prepared, progress: &Progress) -> Result<Engine, RunError> {
+    plan::refuse_what_does_not_fit(job, &prepared.config)?;
     progress.enter(Phase::Loading);
     let held = match job.dtype {
         Dtype::F32 => Held::F32,
@@ -213,7 +217,7 @@ fn load(job: &Job, prepared: &Prepared, progress: &Progress) -> Result<Engine, R
 }
 
 fn auto_cache(config: &Config, job: &Job) -> u64 {
-    let share = memory::free_bytes() / AUTO_CACHE_SHARE;
+    let share = memory::free_bytes().unwrap_or(UNKNOWN_FREE) / AUTO_CACHE_SHARE;
     Engine::useful_cache_bytes(config, job.batch.max_sequences).min(share)
 }
 

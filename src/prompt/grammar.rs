@@ -91,20 +91,10 @@ fn grammar(constraint: Constraint<'_>) -> Result<TopLevelGrammar, String> {
         }
         Constraint::Regex(pattern) => Ok(TopLevelGrammar::from_regex(pattern)),
         Constraint::Choice(texts) => {
-            let texts: Vec<String> = texts.iter().map(|text| escaped(text)).collect();
+            let texts: Vec<String> = texts.iter().map(|text| regex::escape(text)).collect();
             Ok(TopLevelGrammar::from_regex(&format!("({})", texts.join("|"))))
         }
     }
-}
-
-/// A regular expression that matches just this text.
-fn escaped(text: &str) -> String {
-    text.chars()
-        .flat_map(|c| {
-            let special = !c.is_alphanumeric() && c.is_ascii_graphic();
-            special.then_some('\\').into_iter().chain([c])
-        })
-        .collect()
 }
 
 impl Guide {

@@ -225,7 +225,13 @@ impl Input {
             Content::Parquet(parquet) => self.read_parquet(object, parquet, partition)?,
         };
         let raw: Vec<(Option<u64>, _)> = raw;
-        let rows = raw.into_iter().enumerate().map(|(offset, (line, columns))| {
+        let all_columns = self.spec.prompt == PromptColumns::Template;
+        let rows = raw.into_iter().enumerate().map(|(offset, (line, mut columns))| {
+            if let Ok(columns) = columns.as_mut()
+                && all_columns
+            {
+                name_object(&object.name, columns);
+            }
             let row_index = partition.first_row + offset as u64;
             let place = match line {
                 Some(line) => format!("`{}` line {line} (row {row_index})", object.name),
@@ -263,6 +269,17 @@ impl Input {
         let columns = batch.project(&of_rows).expect("the indices are the batch's own");
         let rows = parquet::to_json(&columns, &object.name)?;
         Ok((kept, rows.into_iter().map(|columns| (None, Ok(columns))).collect()))
+    }
+}
+
+/// Gives a row that shows all its columns two more: benchmarks have a subject a file, or a folder. `_file` is
+/// the object's name up to its first dot, `_folder` that of the folder it is in.
+fn name_object(object_name: &str, columns: &mut Map<String, Value>) {
+    let mut names = object_name.rsplit('/');
+    let file = names.next().unwrap_or_default();
+    let file = file.split_once('.').map_or(file, |(stem, _)| stem);
+    for (column, name) in [("_file", file), ("_folder", names.next().unwrap_or_default())] {
+        columns.entry(column).or_insert_with(|| name.into());
     }
 }
 

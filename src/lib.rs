@@ -16,13 +16,17 @@
 //! | 9 | collect | rows in any order → a finished partition | [`output`] |
 //! | 10 | commit | finished partition → one Parquet part, one atomic create-only put | [`output`] |
 //!
+//! Whoever wants to know how good the completions are goes on: [`pipeline::evaluate`] reads the committed
+//! parts and the input again, and [`eval`] turns them into scores, tables and pictures beside the parts.
+//!
 //! The rooms stand on floors; a room uses lower floors only:
-//! `cli` 6 · `pipeline` 5 · `job` 4 · `engine` 3 · `input`, `prompt`, `batch`, `output`, `model` 2 ·
+//! `cli` 6 · `pipeline` 5 · `job` 4 · `engine` 3 · `input`, `prompt`, `batch`, `output`, `model`, `eval` 2 ·
 //! `ops`, `storage` 1 · `row`, `sampling` 0.
 
 pub mod batch;
 pub mod cli;
 pub mod engine;
+pub mod eval;
 pub mod input;
 pub mod job;
 pub mod model;

@@ -81,10 +81,13 @@ fn look(job: &Job, show: usize) -> Result<String, RunError> {
                     failure.message
                 )),
                 Ok(prompt) => {
-                    let text = encoded
-                        .prompt_text
-                        .unwrap_or_else(|| prepared.text.decode(&prompt.tokens, false));
+                    let decoded = |ids: &[u32]| prepared.text.decode(ids, false);
+                    let text = encoded.prompt_text.unwrap_or_else(|| decoded(&prompt.tokens));
                     lines.push(format!("        {} tokens: {text:?}", prompt.tokens.len()));
+                    lines.extend(prompt.continuations.iter().map(|ids| {
+                        let text = decoded(ids);
+                        format!("        scored: {} tokens: {text:?}", ids.len())
+                    }));
                 }
             }
         }

@@ -1,8 +1,11 @@
 //! Words to and from the terminal: one file for each command. Nothing else prints.
 
 mod check;
+mod confine;
 mod display;
+mod eval;
 mod exit;
+mod niah;
 mod plan;
 mod run;
 mod status;
@@ -35,12 +38,16 @@ struct Cli {
 enum Command {
     Run(run::RunArgs),
     RetryFailed(run::RetryArgs),
+    Eval(eval::EvalArgs),
+    Niah(niah::NiahArgs),
     Check(check::CheckArgs),
     Plan(plan::PlanArgs),
     Status(status::StatusArgs),
     Verify(verify::VerifyArgs),
     Merge(verify::MergeArgs),
     Schema(SchemaArgs),
+    #[command(hide = true)]
+    Confine(confine::ConfineArgs),
 }
 
 /// Replaces values of the job file.
@@ -113,6 +120,9 @@ pub fn main() -> Exit {
     match Cli::parse().command {
         Command::Run(args) => run::run(args),
         Command::RetryFailed(args) => run::retry(args),
+        Command::Eval(args) => eval::eval(args),
+        Command::Niah(args) => niah::niah(args),
+        Command::Confine(args) => confine::confine(args),
         Command::Check(args) => check::check(args),
         Command::Plan(args) => plan::plan(args),
         Command::Status(args) => status::status(args),

@@ -9,7 +9,9 @@ use super::display::Display;
 use super::exit::Exit;
 use super::{JobArgs, LogArgs, summary, terminal};
 use crate::job::Job;
-use crate::pipeline::{self, RunChoice, RunError, Shard, Stop, progress::Progress};
+use crate::pipeline::{
+    self, RunChoice, RunError, Shard, Stop, progress::Progress, report::RunReport,
+};
 use crate::row::FailureCode;
 use crate::storage::Storage;
 
@@ -29,7 +31,7 @@ pub(super) struct RunArgs {
     redo_changed: bool,
     /// Prints the run's report as JSON to stdout.
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     /// Shows neither progress nor summary.
     #[arg(long)]
     quiet: bool,
@@ -64,23 +66,43 @@ pub(super) fn retry(args: RetryArgs) -> Exit {
 }
 
 fn start(args: RunArgs, retry: Option<Vec<FailureCode>>) -> Exit {
-    args.log.start(args.quiet);
-    let job = match Job::load(&args.job, &args.overrides.overrides()) {
-        Ok(job) => job,
-        Err(error) => {
-            terminal::report(&error, error.hint());
-            return Exit::Usage;
-        }
+    let Done { report, .. } = match carry_out(&args, retry) {
+        Ok(done) => done,
+        Err(exit) => return exit,
     };
+    if args.json {
+        terminal::data(
+            &serde_json::to_string_pretty(&report).expect("a report has text keys only"),
+        );
+    }
+    match () {
+        () if report.interrupted => Exit::Interrupted,
+        () if report.rows.failed > 0 || report.rows.failed_before > 0 => Exit::SomeFailed,
+        () => Exit::Ok,
+    }
+}
+
+/// A run that came to its end.
+pub(super) struct Done {
+    pub(super) job: Job,
+    pub(super) report: RunReport,
+    /// Requested when the process shall end.
+    pub(super) stop: Stop,
+}
+
+/// Runs a job and says on stderr what became of it.
+pub(super) fn carry_out(args: &RunArgs, retry: Option<Vec<FailureCode>>) -> Result<Done, Exit> {
+    args.log.start(args.quiet);
+    let job = Job::load(&args.job, &args.overrides.overrides()).map_err(|error| {
+        terminal::report(&error, error.hint());
+        Exit::Usage
+    })?;
     let shard =
         args.shard.as_deref().map(|text| Shard::parse(text, |name| std::env::var(name).ok()));
-    let shard = match shard.transpose() {
-        Ok(shard) => shard,
-        Err(message) => {
-            terminal::say(&format!("error: --shard: {message}"));
-            return Exit::Usage;
-        }
-    };
+    let shard = shard.transpose().map_err(|message| {
+        terminal::say(&format!("error: --shard: {message}"));
+        Exit::Usage
+    })?;
     let choice = RunChoice { shard, redo_changed: args.redo_changed, retry };
     let (progress, stop) = (Progress::default(), Stop::default());
     watch_signals(stop.clone(), job.run.drain);
@@ -91,27 +113,14 @@ fn start(args: RunArgs, retry: Option<Vec<FailureCode>>) -> Exit {
         display.end();
         result
     });
-    match result {
-        Err(error) => {
-            terminal::report(&error, error.hint());
-            Exit::Error
-        }
-        Ok(report) => {
-            if args.json {
-                terminal::data(
-                    &serde_json::to_string_pretty(&report).expect("a report has text keys only"),
-                );
-            }
-            if !args.quiet {
-                terminal::say(&summary::of_run(&report));
-            }
-            match () {
-                () if report.interrupted => Exit::Interrupted,
-                () if report.rows.failed > 0 || report.rows.failed_before > 0 => Exit::SomeFailed,
-                () => Exit::Ok,
-            }
-        }
+    let report = result.map_err(|error| {
+        terminal::report(&error, error.hint());
+        Exit::Error
+    })?;
+    if !args.quiet {
+        terminal::say(&summary::of_run(&report));
     }
+    Ok(Done { job, report, stop })
 }
 
 /// The first SIGINT or SIGTERM ends the run politely, the second at once, as does the end of the time

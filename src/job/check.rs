@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::error::Problem;
+use super::eval::eval_spec;
 use super::file::{
     Biases, CompressionChoice, DeviceKind, Extra, Format, InputSection, JobFile, OutputSection,
     RunSection, SamplingSection, SchemaText, TooLongChoice,
@@ -31,7 +32,7 @@ pub(super) fn check(
     problems: Vec<Problem>,
 ) -> Result<Job, Vec<Problem>> {
     let mut report = Report { text, problems };
-    let JobFile { model, devices, input, sampling, batch, run, output } = file;
+    let JobFile { model, devices, input, sampling, batch, run, output, eval } = file;
     let model_path = report.required("model.path", model.path);
     let output_path = report.required("output.path", output.path.clone());
     report.expect(
@@ -71,6 +72,7 @@ pub(super) fn check(
     let mut include = include(&output, &mut report);
     // What was scored is of no use without its scores.
     include.logprobs |= !input.continuations.is_empty();
+    let eval = eval_spec(eval, (&input, &sampling, include), &mut report);
     let compression = match output.compression {
         CompressionChoice::Zstd => Compression::Zstd,
         CompressionChoice::Snappy => Compression::Snappy,
@@ -151,17 +153,19 @@ pub(super) fn check(
         rows_per_part: output.rows_per_part,
         output: OutputSpec { include, compression },
         top_logprobs: output.top_logprobs,
+        eval,
         identity,
     })
 }
 
-struct Report<'a> {
+/// What is wrong so far.
+pub(super) struct Report<'a> {
     text: &'a str,
     problems: Vec<Problem>,
 }
 
 impl Report<'_> {
-    fn problem(&mut self, key: &str, message: String) {
+    pub(super) fn problem(&mut self, key: &str, message: String) {
         // A key whose value the parser refused is missing here for that reason only.
         if self.problems.iter().any(|problem| problem.key == key && key.contains('.')) {
             return;
@@ -174,7 +178,7 @@ impl Report<'_> {
         });
     }
 
-    fn expect(&mut self, holds: bool, key: &str, message: &str) {
+    pub(super) fn expect(&mut self, holds: bool, key: &str, message: &str) {
         if !holds {
             self.problem(key, message.into());
         }

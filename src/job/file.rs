@@ -7,6 +7,7 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
 use super::BatchSpec;
+use super::eval::EvalSection;
 use super::setting::Setting;
 
 /// A nightshift job. Relative paths are relative to the job file.
@@ -28,6 +29,8 @@ pub(super) struct JobFile {
     pub(super) run: RunSection,
     /// Where completions go and what they carry.
     pub(super) output: OutputSection,
+    /// How completions are scored, by `nightshift eval`; never a completion.
+    pub(super) eval: EvalSection,
 }
 
 /// `[model]`
@@ -95,7 +98,8 @@ pub(super) struct InputSection {
     pub(super) prompt: Option<String>,
     /// Column of lists of token ids, taken as they are.
     pub(super) prompt_token_ids: Option<String>,
-    /// Jinja template over all columns of the row, whose text is continued.
+    /// Jinja template over all columns of the row, whose text is continued. Beside them `_file` is the name
+    /// of the row's file up to its first dot, and `_folder` that of its folder.
     pub(super) template: Option<String>,
     /// With `template`: makes its text the user's turn of a chat that begins with this system turn.
     pub(super) system: Option<String>,

@@ -2,6 +2,7 @@
 
 mod check;
 mod error;
+mod eval;
 mod file;
 mod fingerprint;
 mod schema;
@@ -11,6 +12,7 @@ mod written;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::eval::EvalSpec;
 use crate::input::InputSpec;
 use crate::output::OutputSpec;
 use crate::parallel::Topology;
@@ -55,6 +57,8 @@ pub struct Job {
     pub output: OutputSpec,
     /// Alternatives of each position that are reported.
     pub top_logprobs: u32,
+    /// How completions are scored.
+    pub eval: Option<EvalSpec>,
     /// Everything that changes a completion or a part, as resolved.
     pub identity: serde_json::Value,
 }

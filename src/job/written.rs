@@ -47,6 +47,7 @@ pub(super) fn parse(text: &str, overrides: &Overrides, problems: &mut Vec<Proble
         batch: sections.take("batch"),
         run: sections.take("run"),
         output: sections.take("output"),
+        eval: sections.take("eval"),
     };
     sections.refuse_others();
     file
@@ -58,7 +59,8 @@ struct Sections<'a> {
     problems: &'a mut Vec<Problem>,
 }
 
-const SECTIONS: [&str; 7] = ["model", "devices", "input", "sampling", "batch", "run", "output"];
+const SECTIONS: [&str; 8] =
+    ["model", "devices", "input", "sampling", "batch", "run", "output", "eval"];
 
 impl Sections<'_> {
     /// Takes a section key by key, so that one bad key does not hide another.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::evaluate::EvalError;
 use crate::engine::EngineError;
 use crate::input::InputError;
 use crate::model::ModelError;
@@ -30,6 +31,10 @@ pub enum RunError {
     Output(#[from] OutputError),
     #[error("cannot fetch the model to `{}`", folder.display())]
     Fetch { folder: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Eval(#[from] EvalError),
+    #[error("cannot make the grid: {0}")]
+    Niah(String),
     #[error("cannot merge into `{file}`: {cause}")]
     Merge { file: String, cause: String },
     #[error("{failed} rows failed, more than `run.max_errors` allows: {}", counted(failures))]
@@ -53,7 +58,8 @@ impl RunError {
             Self::Layout(error) => error.hint(),
             Self::Engine(error) => error.hint(),
             Self::Output(error) => error.hint(),
-            Self::Merge { .. } => None,
+            Self::Eval(error) => error.hint(),
+            Self::Merge { .. } | Self::Niah(_) => None,
             Self::Fetch { .. } => Some(
                 "NIGHTSHIFT_CACHE names the cache's folder; the same command goes on where this stopped".into(),
             ),

@@ -8,10 +8,12 @@
 
 mod commit;
 mod error;
+mod evaluate;
 mod fetch;
 mod generate;
 mod memory;
 mod merge;
+mod niah;
 mod percentiles;
 pub mod plan;
 mod prepare;
@@ -43,7 +45,9 @@ use crate::row::FailureCode;
 use crate::storage::Storage;
 
 pub use error::RunError;
+pub use evaluate::{EvalError, evaluate};
 pub use merge::{MergeFormat, merge};
+pub use niah::{NiahSpec, niah};
 pub use prepare::Prepared;
 pub use shard::Shard;
 pub use stop::Stop;

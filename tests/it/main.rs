@@ -4,6 +4,7 @@
 mod checkpoint;
 mod durable;
 mod engine;
+mod eval;
 mod faults;
 mod goldens;
 mod input;

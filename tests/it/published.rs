@@ -33,10 +33,12 @@ fn schemas_are_what_the_program_says() {
 
 #[test]
 fn every_job_file_is_valid() {
-    let files = std::fs::read_dir(root().join("jobs")).unwrap().map(|entry| entry.unwrap().path());
+    let folders =
+        ["jobs", "jobs/eval"].map(|folder| std::fs::read_dir(root().join(folder)).unwrap());
+    let files = folders.into_iter().flatten().map(|entry| entry.unwrap().path());
     let jobs: Vec<PathBuf> =
         files.filter(|path| path.extension().is_some_and(|e| e == "toml")).collect();
-    assert!(jobs.len() >= 3, "{jobs:?}");
+    assert!(jobs.len() >= 12, "{jobs:?}");
     for path in jobs {
         let job = Job::load(&path, &Overrides::default());
         assert!(job.is_ok(), "{}", job.unwrap_err());

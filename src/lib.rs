@@ -20,8 +20,11 @@
 //! parts and the input again, and [`eval`] turns them into scores, tables and pictures beside the parts.
 //!
 //! The rooms stand on floors; a room uses lower floors only:
-//! `cli` 6 · `pipeline` 5 · `job` 4 · `engine` 3 · `input`, `prompt`, `batch`, `output`, `model`, `eval` 2 ·
-//! `ops`, `storage` 1 · `row`, `sampling` 0.
+//! `cli` 6 · `pipeline` 5 · `job` 4 · `engine`, `sizing` 3 · `input`, `prompt`, `batch`, `output`, `model`, `eval` 2 ·
+//! `ops`, `parallel`, `storage` 1 · `row`, `sampling` 0.
+//!
+//! Stage 7 runs on one rank or many ([`parallel`]); what they take and how fast hardware would be with a model
+//! is computed beforehand ([`sizing`]).
 
 pub mod batch;
 pub mod cli;

@@ -85,6 +85,15 @@ pub(super) fn of_run(report: &RunReport) -> String {
                 experts.mean_imbalance, experts.max_imbalance, experts.worst_layer
             ),
         );
+        if experts.ranks > 1 {
+            line(
+                "",
+                format!(
+                    "{:.2} imbalance of {} ranks, {:.2} with experts as the ledger suggests",
+                    experts.rank_imbalance, experts.ranks, experts.suggested_rank_imbalance
+                ),
+            );
+        }
     }
     line(
         "time",
@@ -158,6 +167,9 @@ mod tests {
                 mean_imbalance: 1.5,
                 max_imbalance: 1.75,
                 worst_layer: 3,
+                ranks: 4,
+                rank_imbalance: 1.31,
+                suggested_rank_imbalance: 1.02,
             },
             memory: Memory { peak_bytes: 64 << 20, weight_bytes: 20 << 20, cache_bytes: 30 << 20 },
             ..RunReport::default()
@@ -174,6 +186,7 @@ mod tests {
         TPOT       0.5 ms p50, 0.6 ms p95, 0.7 ms p99
         batch      50.0 of 64 sequences (78 %) over 40 steps, 4 below half, 1 preempted
         experts    1.50 imbalance (busiest by mean), 1.75 at worst in layer 3
+                   1.31 imbalance of 4 ranks, 1.02 with experts as the ledger suggests
         time       4.3 s: 0.1 planning, 0.2 loading, 4.0 generating
         memory     64 MiB at most (20 weights, up to 30 cache)
         output     out (5 of 8 parts by this run)

@@ -1,14 +1,12 @@
 //! Computing a step, in one piece or, where it fails, in as many as it takes to find the sequence at fault.
 
-use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use rayon::prelude::*;
 
 use super::draw::Draw;
 use super::sampler::{Choice, Chosen, NoChoice, choose};
-use super::scheduler::{Plan, Share};
+use super::scheduler::{Plan, RankPlan, Share};
 use super::{Engine, EngineError};
+use crate::model::{ModelError, StepOutput};
 use crate::ops::Routing;
 
 /// Sequences that may fail one after another before the engine itself is taken to be at fault.
@@ -21,8 +19,16 @@ pub(super) struct Attempt {
     pub(super) failed: Vec<(usize, String)>,
 }
 
+/// What the model gives for a rank's step.
+struct RankOutput {
+    /// Of the wanted rows, one after another.
+    logits: Vec<f32>,
+    routings: Vec<Routing>,
+}
+
+/// A rank's step that was computed, with its choices.
 pub(super) struct Computed {
-    pub(super) plan: Plan,
+    pub(super) plan: RankPlan,
     pub(super) tokens: Vec<Result<Chosen, NoChoice>>,
     pub(super) routings: Vec<Routing>,
 }
@@ -33,7 +39,10 @@ impl Engine {
     pub(super) fn attempt(&mut self, shares: &[Share], attempt: &mut Attempt) {
         let plan = self.scheduler.assemble(shares);
         match self.compute(&plan) {
-            Ok((tokens, routings)) => attempt.computed.push(Computed { plan, tokens, routings }),
+            Ok(outputs) => {
+                let chosen = plan.ranks.into_iter().zip(outputs).map(|(p, o)| self.choose(p, o));
+                attempt.computed.extend(chosen);
+            }
             Err(error) => match shares {
                 [share] => attempt.failed.push((share.index, error.to_string())),
                 _ => {
@@ -63,18 +72,20 @@ impl Engine {
         }
     }
 
-    /// Runs the model and chooses a token for each sampled sequence.
-    #[allow(clippy::type_complexity, reason = "two results of one computation")]
-    fn compute(
-        &mut self,
-        plan: &Plan,
-    ) -> Result<(Vec<Result<Chosen, NoChoice>>, Vec<Routing>), EngineError> {
-        let Self { model, pool, threads, scheduler, rules, spec, .. } = self;
-        let forward = || threads.install(|| model.forward(&plan.step, pool));
-        // A step that panics leaves nothing behind but latents that the next attempt writes again.
-        let output = catch_unwind(AssertUnwindSafe(forward)).map_err(panicked)??;
-        let logits = output.logits.flatten_all().and_then(|x| x.to_vec1::<f32>());
-        let logits = logits.map_err(crate::model::ModelError::from)?;
+    /// Runs the model on all ranks.
+    fn compute(&mut self, plan: &Plan) -> Result<Vec<RankOutput>, EngineError> {
+        let steps: Vec<_> = plan.ranks.iter().map(|rank| rank.step.clone()).collect();
+        let read = |StepOutput { logits, routings }| {
+            let logits = logits.flatten_all().and_then(|logits| logits.to_vec1::<f32>());
+            Ok(RankOutput { logits: logits.map_err(ModelError::from)?, routings })
+        };
+        self.ranks.compute(&steps)?.into_iter().map(read).collect()
+    }
+
+    /// Chooses a token for each sampled sequence of a rank.
+    fn choose(&mut self, plan: RankPlan, output: RankOutput) -> Computed {
+        let Self { threads, scheduler, rules, spec, config, .. } = self;
+        let RankOutput { logits, routings } = output;
         let prepared: Vec<Result<(), String>> = plan
             .sampled
             .iter()
@@ -103,14 +114,8 @@ impl Engine {
             };
             choose(logits, &choice)
         };
-        let rows = logits.par_chunks(model.config().vocab_size).zip(&plan.sampled);
-        let chosen = threads.install(|| rows.zip(prepared).map(choose_for).collect());
-        Ok((chosen, output.routings))
+        let rows = logits.par_chunks(config.vocab_size).zip(&plan.sampled);
+        let tokens = threads.install(|| rows.zip(prepared).map(choose_for).collect());
+        Computed { plan, tokens, routings }
     }
-}
-
-fn panicked(panic: Box<dyn Any + Send>) -> EngineError {
-    let text = panic.downcast_ref::<String>().cloned();
-    let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-    EngineError::Panicked { message: text.unwrap_or_else(|| "a panic without words".into()) }
 }

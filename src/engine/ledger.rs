@@ -1,12 +1,14 @@
-//! Which experts the tokens of a run were routed to.
+//! Which experts the tokens of a run were routed to, and what that meant for the ranks that hold them.
 
 use crate::model::Config;
 use crate::ops::Routing;
+use crate::parallel::{Placement, Topology};
 
 /// Routes of each mixture layer and expert.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ExpertLedger {
     layers: Vec<LayerLoad>,
+    ranks: usize,
 }
 
 /// The routes of one mixture layer.
@@ -16,15 +18,20 @@ pub struct LayerLoad {
     pub layer: usize,
     /// Routes to each expert.
     pub routes: Vec<u64>,
+    /// The ranks that held the experts.
+    pub held: Placement,
 }
 
 impl ExpertLedger {
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(config: &Config, topology: Topology) -> Self {
         let load = |layer: usize| {
-            let routes = vec![0; config.layer_moe(layer)?.routed_experts];
-            Some(LayerLoad { layer, routes })
+            let experts = config.layer_moe(layer)?.routed_experts;
+            let held = (0..experts).map(|expert| topology.rank_of(expert, experts)).collect();
+            let held = Placement { rank_of: held };
+            Some(LayerLoad { layer, routes: vec![0; experts], held })
         };
-        Self { layers: (0..config.layers).filter_map(load).collect() }
+        let layers = (0..config.layers).filter_map(load).collect();
+        Self { layers, ranks: topology.ranks_per_stage }
     }
 
     /// Adds a step's routes.
@@ -34,6 +41,11 @@ impl ExpertLedger {
                 layer.routes[expert as usize] += 1;
             }
         }
+    }
+
+    /// Ranks that share each layer's experts.
+    pub fn ranks(&self) -> usize {
+        self.ranks
     }
 
     /// The layers with experts, first to last.
@@ -57,7 +69,10 @@ mod tests {
 
     #[test]
     fn imbalance_is_the_busiest_by_the_mean() {
-        let load = |routes: &[u64]| LayerLoad { layer: 1, routes: routes.into() }.imbalance();
+        let load = |routes: &[u64]| {
+            let held = Placement { rank_of: vec![0; routes.len()] };
+            LayerLoad { layer: 1, routes: routes.into(), held }.imbalance()
+        };
         assert_eq!(load(&[3, 3, 3]), 1.0);
         assert_eq!(load(&[8, 0, 0, 0]), 4.0);
         assert_eq!(load(&[0, 0]), 0.0);

@@ -1,7 +1,7 @@
 //! Prompts to generations: sequences in a running batch that is refilled at every step.
 //!
-//! `scheduler` decides what a step computes, `attempt` has the [`model`](crate::model) compute it and
-//! `sampler` choose tokens, `settle` gives them to their sequences, `stop` ends those; [`Engine`] is the loop's body. On the CPU a completion depends on
+//! `scheduler` decides what a step computes, `attempt` has the `ranks` compute it with the
+//! [`model`](crate::model) and `sampler` choose tokens, `settle` gives them to their sequences, `stop` ends those; [`Engine`] is the loop's body. On the CPU a completion depends on
 //! model, prompt, sampling and draw key alone: no limit and no neighbour changes a bit of it.
 
 mod attempt;
@@ -10,6 +10,8 @@ mod draw;
 mod error;
 mod guide;
 mod ledger;
+mod load;
+mod ranks;
 mod sampler;
 mod scheduler;
 mod sequence;
@@ -23,6 +25,7 @@ use std::time::Instant;
 
 use self::attempt::{Attempt, Computed};
 use self::guide::Guides;
+use self::ranks::Ranks;
 use self::sampler::NoChoice;
 use self::scheduler::Scheduler;
 use self::sequence::{Clock, Sequence};
@@ -30,7 +33,7 @@ use self::settle::invalid_constraint;
 use self::stop::{StopRules, StopWatch};
 use self::twins::{Met, Twin, Twins};
 use crate::batch::{Lengths, Order};
-use crate::model::{Config, Model};
+use crate::model::{Config, ModelParts};
 use crate::ops::{BLOCK_TOKENS, LatentPool};
 use crate::prompt::TextModel;
 use crate::row::{Carried, Generated, Generation, Prompt, RowRef, Work};
@@ -43,9 +46,11 @@ pub use spec::{EngineSpec, EngineStats};
 
 /// Generates completions of the prompts it is given.
 pub struct Engine {
-    model: Model,
+    config: Config,
+    ranks: Ranks,
+    weight_bytes: u64,
     text: Arc<TextModel>,
-    pool: LatentPool,
+    /// Choose tokens while the ranks rest.
     threads: rayon::ThreadPool,
     scheduler: Scheduler,
     rules: StopRules,
@@ -65,34 +70,43 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Makes an engine of a loaded model.
-    pub fn new(model: Model, text: Arc<TextModel>, spec: EngineSpec) -> Result<Self, EngineError> {
+    /// Makes an engine of a loaded model, whole or in parts for several ranks.
+    pub fn new(
+        model: impl Into<ModelParts>,
+        text: Arc<TextModel>,
+        spec: EngineSpec,
+    ) -> Result<Self, EngineError> {
+        let model = model.into();
         let threads = rayon::ThreadPoolBuilder::new()
             .num_threads(spec.threads)
             .build()
             .map_err(|source| EngineError::Threads { threads: spec.threads, source })?;
-        let config = model.config();
+        let config = model.config().clone();
+        let topology = model.topology();
+        let ranks = topology.ranks_per_stage;
         let block_bytes = LatentPool::block_bytes(config.layers, config.latent_width());
-        let blocks = (spec.cache_bytes / block_bytes) as usize;
+        let blocks = (spec.cache_bytes / block_bytes) as usize / ranks;
         if blocks == 0 {
-            return Err(EngineError::Cache { bytes: spec.cache_bytes, block_bytes });
+            return Err(EngineError::Cache { bytes: spec.cache_bytes, block_bytes, ranks });
         }
         let limits = Limits {
             max_sequences: spec.max_sequences,
             max_step_tokens: spec.max_step_tokens,
+            ranks,
             blocks,
         };
         let eos_token_ids: Arc<[u32]> = config.eos_token_ids.as_slice().into();
         let (vocabulary, eos) = (config.vocab_size, eos_token_ids.clone());
         Ok(Self {
-            pool: LatentPool::new(config.layers, blocks, config.latent_width()),
+            weight_bytes: model.weight_bytes(),
+            ranks: Ranks::start(model, blocks, spec.threads)?,
             rules: StopRules { eos_token_ids, context: config.max_position_embeddings },
             guides: Guides::new(text.clone(), vocabulary, eos, spec.threads),
             twins: Twins::default(),
             lengths: Lengths::default(),
             reorder_at: 16,
-            ledger: ExpertLedger::new(config),
-            model,
+            ledger: ExpertLedger::new(&config, topology),
+            config,
             text,
             threads,
             scheduler: Scheduler::new(limits),
@@ -102,6 +116,11 @@ impl Engine {
             ended: Vec::new(),
             stats: EngineStats::default(),
         })
+    }
+
+    /// Gives the model back; what waits and runs is forgotten.
+    pub fn into_model(self) -> ModelParts {
+        self.ranks.into_model()
     }
 
     /// Bytes of cache that `max_sequences` sequences of the whole context could use, in whole blocks.
@@ -170,6 +189,7 @@ impl Engine {
             sample_index,
             tokens: prompt.tokens.to_vec(),
             cached: 0,
+            rank: 0,
             once_cached: 0,
             blocks: Vec::new(),
             hashes: Vec::new(),
@@ -230,7 +250,7 @@ impl Engine {
 
     /// Bytes of weights as they are held.
     pub fn weight_bytes(&self) -> u64 {
-        self.model.weight_bytes()
+        self.weight_bytes
     }
 
     /// Most bytes that the latent cache may take.
@@ -247,6 +267,9 @@ impl Engine {
             self.expect_some_success(&attempt)?;
             let Attempt { computed, mut failed } = attempt;
             let mut chosen = Vec::new();
+            if !computed.is_empty() {
+                self.count_step();
+            }
             for Computed { plan, tokens, routings } in computed {
                 self.scheduler.computed(&plan);
                 self.count(&plan);

@@ -1,12 +1,14 @@
 //! What each step computes: one token of every decoding sequence, then chunks of prompts, then new
-//! sequences, as far as the batch, the step and the cache allow.
+//! sequences, as far as the batch, the step and the cache allow. New sequences go to the rank that has the
+//! least to do for them.
 //!
 //! Decides only; the model computes and the engine samples. None of its decisions changes a completion.
 
-use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Instant;
 
-use super::blocks::{Blocks, PrefixHash};
+use super::blocks::Blocks;
+use super::load::{Load, shared_blocks};
 use super::sequence::Sequence;
 use crate::batch::{Order, Window};
 use crate::model::Step;
@@ -22,14 +24,17 @@ pub struct Limits {
     pub max_sequences: usize,
     /// Most tokens of a step; never below `max_sequences`, so that decoding is not starved.
     pub max_step_tokens: usize,
-    /// Blocks of the latent cache.
+    /// Ranks that sequences are shared out over.
+    pub ranks: usize,
+    /// Blocks of each rank's latent cache.
     pub blocks: usize,
 }
 
-/// Waiting and running sequences, and the cache's blocks.
+/// Waiting and running sequences, and the caches' blocks.
 pub(super) struct Scheduler {
     limits: Limits,
-    pub(super) blocks: Blocks,
+    /// Of each rank.
+    pub(super) blocks: Vec<Blocks>,
     pub(super) waiting: Window<Sequence>,
     /// In order of admission: the last is the youngest.
     pub(super) running: Vec<(Order, Sequence)>,
@@ -46,9 +51,15 @@ pub(super) struct Share {
     tokens: usize,
 }
 
-/// A step, and which running sequences get a token from it.
+/// A step of each rank.
 pub(super) struct Plan {
-    pub(super) step: Step,
+    pub(super) ranks: Vec<RankPlan>,
+}
+
+/// A rank's step, and which running sequences get a token from it.
+#[derive(Clone, Default)]
+pub(super) struct RankPlan {
+    pub(super) step: Arc<Step>,
     /// Index in `running` for each of the step's spans.
     owners: Vec<usize>,
     /// Index in `running` for each of the step's outputs.
@@ -61,7 +72,7 @@ impl Scheduler {
             Limits { max_step_tokens: limits.max_step_tokens.max(limits.max_sequences), ..limits };
         Self {
             limits,
-            blocks: Blocks::new(limits.blocks),
+            blocks: (0..limits.ranks).map(|_| Blocks::new(limits.blocks)).collect(),
             waiting: Window::default(),
             running: Vec::new(),
             preemptions: 0,
@@ -69,42 +80,51 @@ impl Scheduler {
         }
     }
 
-    /// Longest sequence that the cache can hold alone.
+    /// Longest sequence that a rank's cache can hold alone.
     pub(super) fn max_tokens(&self) -> usize {
         self.limits.blocks * BLOCK_TOKENS
     }
 
     /// Decides the next step; nothing waits and nothing runs if it is empty.
     pub(super) fn plan(&mut self, now: Instant) -> Vec<Share> {
-        let mut budget = self.limits.max_step_tokens;
+        let of_rank = self.limits.max_step_tokens.div_ceil(self.limits.ranks);
+        let mut budgets = vec![of_rank; self.limits.ranks];
         let mut shares = Vec::new();
-        self.share_decodes(&mut budget, &mut shares);
-        self.share_prompts(&mut budget, &mut shares);
-        self.admit(&mut budget, &mut shares, now);
+        self.share_decodes(&mut budgets, &mut shares);
+        for (rank, budget) in budgets.iter_mut().enumerate() {
+            self.share_prompts(rank, budget, &mut shares);
+        }
+        self.admit(&mut budgets, &mut shares, now);
         shares
     }
 
-    /// One token each for sequences that decode. When blocks run out the youngest gives its own back.
-    fn share_decodes(&mut self, budget: &mut usize, shares: &mut Vec<Share>) {
+    /// One token each for sequences that decode. When a rank's blocks run out its youngest gives its own
+    /// back.
+    fn share_decodes(&mut self, budgets: &mut [usize], shares: &mut Vec<Share>) {
         let mut index = 0;
         while index < self.running.len() {
-            if self.running[index].1.pending() == 1 {
+            let sequence = &self.running[index].1;
+            let rank = sequence.rank;
+            if sequence.pending() == 1 {
                 if !self.reserve(index, 1) {
-                    self.preempt_youngest();
+                    self.preempt_youngest(rank, shares);
                     continue;
                 }
                 shares.push(Share { index, tokens: 1 });
-                *budget -= 1;
+                budgets[rank] -= 1;
             }
             index += 1;
         }
     }
 
-    /// Chunks for admitted sequences whose prompt is not in the cache yet.
-    fn share_prompts(&mut self, budget: &mut usize, shares: &mut Vec<Share>) {
+    /// Chunks for a rank's sequences whose prompt is not in the cache yet.
+    fn share_prompts(&mut self, rank: usize, budget: &mut usize, shares: &mut Vec<Share>) {
+        let mut company = 0;
         for index in 0..self.running.len() {
-            let pending = self.running[index].1.pending();
-            if pending > 1 {
+            let sequence = &self.running[index].1;
+            company += usize::from(sequence.rank == rank);
+            let pending = sequence.pending();
+            if sequence.rank == rank && pending > 1 {
                 let tokens = self.affordable(index, pending.min(*budget));
                 if tokens > 0 && self.reserve(index, tokens) {
                     shares.push(Share { index, tokens });
@@ -113,33 +133,35 @@ impl Scheduler {
             }
         }
         // Every share could have been refused for lack of blocks: the oldest must always move.
-        if shares.is_empty() && self.running.len() > 1 {
-            self.preempt_youngest();
-            self.share_prompts(budget, shares);
+        let moves = shares.iter().any(|share| self.running[share.index].1.rank == rank);
+        if !moves && company > 1 {
+            self.preempt_youngest(rank, shares);
+            self.share_prompts(rank, budget, shares);
         }
     }
 
     /// Takes waiting sequences in while there is room for their tokens and one more block.
-    fn admit(&mut self, budget: &mut usize, shares: &mut Vec<Share>, now: Instant) {
-        while *budget > 0 && self.running.len() < self.limits.max_sequences {
-            let promised = self.promised();
-            let (blocks, alone) = (&self.blocks, self.running.is_empty());
-            let spare = self.running.len();
-            let fits = |sequence: &Sequence| {
-                let shared = shared_blocks(blocks, sequence);
-                let fresh = (sequence.tokens.len() + 1).div_ceil(BLOCK_TOKENS) - shared.len();
-                let revived = shared.iter().filter(|&&block| blocks.is_unused(block)).count();
-                let promise =
-                    sequence.hashes.get(shared.len()).is_some_and(|hash| promised.contains(hash));
-                // Running sequences will soon want a block each: admitting into their room would only preempt.
-                let room = blocks.available() >= fresh + revived + spare;
-                !promise && (room || alone)
+    fn admit(&mut self, budgets: &mut [usize], shares: &mut Vec<Share>, now: Instant) {
+        if self.waiting.is_empty() || self.running.len() >= self.limits.max_sequences {
+            return;
+        }
+        let mut loads = self.loads();
+        let most = self.limits.max_sequences.div_ceil(self.limits.ranks);
+        while self.running.len() < self.limits.max_sequences {
+            let best = |sequence: &Sequence| {
+                let open = |rank: &usize| budgets[*rank] > 0 && loads[*rank].sequences < most;
+                let ranks = (0..budgets.len()).filter(open);
+                let costs = ranks.filter_map(|rank| {
+                    Some((loads[rank].cost(&self.blocks[rank], sequence)?, rank))
+                });
+                costs.min().map(|(_, rank)| rank)
             };
-            let Some((order, mut sequence)) = self.waiting.pop(ADMISSION_DEPTH, fits) else {
-                return;
-            };
-            for block in shared_blocks(&self.blocks, &sequence) {
-                self.blocks.share(block);
+            let next = self.waiting.pop(ADMISSION_DEPTH, |sequence| best(sequence).is_some());
+            let Some((order, mut sequence)) = next else { return };
+            let Some(rank) = best(&sequence) else { return };
+            sequence.rank = rank;
+            for block in shared_blocks(&self.blocks[rank], &sequence) {
+                self.blocks[rank].share(block);
                 sequence.blocks.push(block);
             }
             sequence.cached = sequence.blocks.len() * BLOCK_TOKENS;
@@ -151,83 +173,87 @@ impl Scheduler {
             }
             let index = self.running.len();
             let pending = sequence.pending();
+            loads[rank].add(&sequence);
             self.running.push((order, sequence));
-            let tokens = self.affordable(index, pending.min(*budget));
+            let tokens = self.affordable(index, pending.min(budgets[rank]));
             if tokens == 0 || !self.reserve(index, tokens) {
-                return;
+                budgets[rank] = 0;
+                continue;
             }
             shares.push(Share { index, tokens });
-            *budget -= tokens;
+            budgets[rank] -= tokens;
         }
     }
 
-    /// Blocks that running sequences are about to complete: who needs one of them waits for it.
-    fn promised(&self) -> HashSet<PrefixHash> {
-        let prefilling = self.running.iter().map(|(_, sequence)| sequence);
-        prefilling.flat_map(|s| s.hashes.iter().skip(s.cached / BLOCK_TOKENS).copied()).collect()
+    /// What each rank has to do.
+    fn loads(&self) -> Vec<Load> {
+        let mut loads: Vec<Load> = (0..self.limits.ranks).map(|_| Load::default()).collect();
+        self.running.iter().for_each(|(_, sequence)| loads[sequence.rank].add(sequence));
+        loads
     }
 
     /// How many of `tokens` the available blocks allow.
     fn affordable(&self, index: usize, tokens: usize) -> usize {
         let sequence = &self.running[index].1;
-        let room =
-            (sequence.blocks.len() + self.blocks.available()) * BLOCK_TOKENS - sequence.cached;
+        let available = self.blocks[sequence.rank].available();
+        let room = (sequence.blocks.len() + available) * BLOCK_TOKENS - sequence.cached;
         tokens.min(room)
     }
 
     /// Gives a sequence the blocks for its next tokens, all or none.
     fn reserve(&mut self, index: usize, tokens: usize) -> bool {
         let sequence = &mut self.running[index].1;
+        let blocks = &mut self.blocks[sequence.rank];
         let wanted =
             (sequence.cached + tokens).div_ceil(BLOCK_TOKENS).saturating_sub(sequence.blocks.len());
-        if wanted > self.blocks.available() {
+        if wanted > blocks.available() {
             return false;
         }
-        sequence.blocks.extend((0..wanted).map_while(|_| self.blocks.take()));
+        sequence.blocks.extend((0..wanted).map_while(|_| blocks.take()));
         true
     }
 
-    /// The youngest sequence gives its blocks back and waits; its tokens are kept.
-    fn preempt_youngest(&mut self) {
-        let (order, mut sequence) =
-            self.running.pop().expect("only a running sequence can want for blocks");
-        self.release(&mut sequence);
+    /// The youngest sequence of a rank gives its blocks back and waits; its tokens are kept.
+    fn preempt_youngest(&mut self, rank: usize, shares: &mut [Share]) {
+        let youngest = self.running.iter().rposition(|(_, sequence)| sequence.rank == rank);
+        let youngest = youngest.expect("only a running sequence can want for blocks");
+        let (order, sequence) = self.remove(youngest);
         self.waiting.push(order, sequence);
         self.preemptions += 1;
+        // Younger sequences of other ranks move up.
+        shares.iter_mut().filter(|share| share.index > youngest).for_each(|share| share.index -= 1);
     }
 
     /// Takes a sequence out of the running batch and its blocks back.
     pub(super) fn remove(&mut self, index: usize) -> (Order, Sequence) {
         let (order, mut sequence) = self.running.remove(index);
-        self.release(&mut sequence);
+        // Last block first, so that a shared beginning is forgotten last.
+        for block in sequence.blocks.drain(..).rev() {
+            self.blocks[sequence.rank].give_back(block);
+        }
+        sequence.cached = 0;
         (order, sequence)
     }
 
-    fn release(&mut self, sequence: &mut Sequence) {
-        // Last block first, so that a shared beginning is forgotten last.
-        for block in sequence.blocks.drain(..).rev() {
-            self.blocks.give_back(block);
-        }
-        sequence.cached = 0;
-    }
-
-    /// The step of some shares.
+    /// The steps of some shares.
     pub(super) fn assemble(&self, shares: &[Share]) -> Plan {
-        let mut plan = Plan { step: Step::default(), owners: Vec::new(), sampled: Vec::new() };
+        let mut ranks = vec![RankPlan::default(); self.limits.ranks];
         for &Share { index, tokens } in shares {
             let sequence = &self.running[index].1;
-            add_tokens(&mut plan.step, sequence, tokens);
-            plan.owners.resize(plan.step.spans.len(), index);
+            let plan = &mut ranks[sequence.rank];
+            let step = Arc::make_mut(&mut plan.step);
+            add_tokens(step, sequence, tokens);
+            plan.owners.resize(step.spans.len(), index);
             if tokens == sequence.pending() {
-                plan.step.outputs.push(plan.step.tokens.len() as u32 - 1);
+                step.outputs.push(step.tokens.len() as u32 - 1);
                 plan.sampled.push(index);
             }
         }
-        plan
+        Plan { ranks }
     }
 
     /// Notes that a computed step's tokens are in the cache, and names prompt blocks that are complete.
-    pub(super) fn computed(&mut self, plan: &Plan) {
+    pub(super) fn computed(&mut self, plan: &RankPlan) {
         for (span, &index) in plan.step.spans.iter().zip(&plan.owners) {
             let sequence = &mut self.running[index].1;
             let before = sequence.cached / BLOCK_TOKENS;
@@ -236,15 +262,10 @@ impl Scheduler {
             self.recomputed_tokens += again.saturating_sub(span.first_position) as u64;
             sequence.once_cached = sequence.once_cached.max(sequence.cached);
             for full in before..(sequence.cached / BLOCK_TOKENS).min(sequence.hashes.len()) {
-                self.blocks.name(sequence.blocks[full], sequence.hashes[full]);
+                self.blocks[sequence.rank].name(sequence.blocks[full], sequence.hashes[full]);
             }
         }
     }
-}
-
-/// Cached blocks that a waiting sequence can begin with.
-fn shared_blocks(blocks: &Blocks, sequence: &Sequence) -> Vec<u32> {
-    sequence.hashes.iter().map_while(|&hash| blocks.find(hash)).collect()
 }
 
 /// Adds a sequence's next tokens to a step: prompt tokens in their form, generated ones in theirs.

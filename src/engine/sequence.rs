@@ -15,6 +15,8 @@ pub(super) struct Sequence {
     pub(super) tokens: Vec<u32>,
     /// Tokens whose latents are in the cache.
     pub(super) cached: usize,
+    /// The rank whose cache that is, once it was admitted.
+    pub(super) rank: usize,
     /// Blocks that hold them, in order.
     pub(super) blocks: Vec<u32>,
     /// Names of the prompt's full blocks that may be shared.

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::Engine;
 use super::sampler::{Chosen, NoChoice};
-use super::scheduler::Plan;
+use super::scheduler::RankPlan;
 use super::sequence::Sequence;
 use crate::ops::{Form, Routing};
 use crate::row::{FailureCode, RowFailure, StopReason};
@@ -13,14 +13,19 @@ use crate::row::{FailureCode, RowFailure, StopReason};
 const REORDER_EVERY: u64 = 4096;
 
 impl Engine {
-    pub(super) fn count(&mut self, plan: &Plan) {
+    /// Counts a rank's part of a step.
+    pub(super) fn count(&mut self, plan: &RankPlan) {
+        self.stats.generated_tokens += plan.sampled.len() as u64;
+        let prompt = plan.step.spans.iter().filter(|span| span.form == Form::Prompt);
+        self.stats.prefilled_tokens += prompt.map(|span| span.count as u64).sum::<u64>();
+    }
+
+    /// Counts a step.
+    pub(super) fn count_step(&mut self) {
         let company = self.scheduler.running.len() as u64;
         self.stats.steps += 1;
         self.stats.tail_steps += u64::from(2 * company < self.spec.max_sequences as u64);
         self.stats.sequence_steps += company;
-        self.stats.generated_tokens += plan.sampled.len() as u64;
-        let prompt = plan.step.spans.iter().filter(|span| span.form == Form::Prompt);
-        self.stats.prefilled_tokens += prompt.map(|span| span.count as u64).sum::<u64>();
         for (_, sequence) in &mut self.scheduler.running {
             sequence.clock.steps += 1;
             sequence.clock.company += company;
@@ -28,7 +33,7 @@ impl Engine {
     }
 
     /// Gives each sampled sequence the experts of the position that its next token is chosen at.
-    pub(super) fn note_routes(&mut self, plan: &Plan, routings: &[Routing]) {
+    pub(super) fn note_routes(&mut self, plan: &RankPlan, routings: &[Routing]) {
         for (&index, &row) in plan.sampled.iter().zip(&plan.step.outputs) {
             let of_layer = |routing: &Routing| {
                 let k = routing.experts_per_token;

@@ -20,6 +20,8 @@ use crate::parallel::Topology;
 use crate::prompt::{PromptSpec, TooLong};
 use crate::sampling::{MAX_SAMPLES, SamplingSpec};
 
+/// Most ranks of a stage, and most stages.
+const MAX_RANKS: usize = 1024;
 /// Most alternatives of each position.
 const MAX_TOP_LOGPROBS: u32 = 100;
 
@@ -47,8 +49,9 @@ pub(super) fn check(
         "needs `input.template`",
     );
     let examples = examples(&input, &mut report);
-    report.expect(devices.ranks == 1, "devices.ranks", "only 1 is supported yet");
-    report.expect(devices.stages == 1, "devices.stages", "only 1 is supported yet");
+    for (key, count) in [("devices.ranks", devices.ranks), ("devices.stages", devices.stages)] {
+        report.expect((1..=MAX_RANKS).contains(&count), key, "expected 1 to 1024");
+    }
     report.expect(
         devices.kind == DeviceKind::Cpu,
         "devices.kind",

@@ -63,9 +63,10 @@ pub(super) struct DevicesSection {
     pub(super) kind: DeviceKind,
     /// Compute threads; 0: all cores.
     pub(super) threads: usize,
-    /// Expert-parallel ranks of a stage; 1 for now.
+    /// Expert-parallel ranks of each stage: each holds a share of the routed experts, and has sequences and
+    /// cache of its own. `ranks` × `stages` devices are used.
     pub(super) ranks: usize,
-    /// Pipeline stages; 1 for now.
+    /// Pipeline stages: each holds a share of the layers.
     pub(super) stages: usize,
 }
 

@@ -186,7 +186,7 @@ mod tests {
         let text = LEAST.replace("prompt='p'", "prompt='p'\nmessages='m'\nkep=['x']\nlimit='many'");
         let text = text
             + "[sampling]\ntemprature=1\ntop_p=1.5\n[batch]\nmax_sequences=0\ncache='lots'\n[sampler]\n";
-        let problems = parse(&text, &["devices.ranks=2"]).unwrap_err();
+        let problems = parse(&text, &["devices.ranks=0"]).unwrap_err();
         let keys: Vec<&str> = problems.iter().map(|p| p.key.as_str()).collect();
         for key in [
             "input.kep",
@@ -227,10 +227,18 @@ mod tests {
     #[test]
     fn speed_is_not_identity_and_sampling_is() {
         let plain = parse(LEAST, &[]).unwrap().identity;
-        let fast =
-            parse(LEAST, &["batch.max_sequences=8", "devices.threads=3", "batch.cache='1GiB'"])
-                .unwrap()
-                .identity;
+        let fast = parse(
+            LEAST,
+            &[
+                "batch.max_sequences=8",
+                "devices.threads=3",
+                "devices.ranks=4",
+                "devices.stages=2",
+                "batch.cache='1GiB'",
+            ],
+        )
+        .unwrap()
+        .identity;
         assert_eq!(fingerprint(&plain), fingerprint(&fast));
         for change in
             ["sampling.seed=1", "output.rows_per_part=7", "input.limit=3", "model.dtype='bf16'"]

@@ -54,6 +54,11 @@ impl ModelParts {
         Ok(Self { topology, parts })
     }
 
+    /// Puts parts together, stage by stage.
+    pub(crate) fn new(topology: Topology, parts: Vec<Model>) -> Self {
+        Self { topology, parts }
+    }
+
     /// How the model is spread.
     pub fn topology(&self) -> Topology {
         self.topology
@@ -79,5 +84,43 @@ impl ModelParts {
 impl From<Model> for ModelParts {
     fn from(model: Model) -> Self {
         Self { topology: Topology::SINGLE, parts: vec![model] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, safetensors};
+
+    use super::*;
+
+    #[test]
+    fn a_rank_reads_its_own_weights_only() {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/b_litelike");
+        let config = Config::load(&from).unwrap();
+        let topology = Topology { stages: 2, ranks_per_stage: 3 };
+        let tensors = safetensors::load(from.join("model.safetensors"), &Device::Cpu).unwrap();
+        // The layers of the second stage with the experts of its last rank, the last norm and the head.
+        let (layers, experts) = (topology.layers(1, config.layers), topology.experts(2, 12));
+        let number = |name: &str, after: &str| {
+            let rest = name.split_once(after)?.1;
+            rest.split('.').next()?.parse::<usize>().ok()
+        };
+        let own = |name: &str| {
+            let layer = number(name, "model.layers.").is_none_or(|layer| layers.contains(&layer));
+            let expert = number(name, ".experts.").is_none_or(|expert| experts.contains(&expert));
+            layer && expert && !name.contains("embed_tokens")
+        };
+        let kept: std::collections::HashMap<_, _> =
+            tensors.into_iter().filter(|(name, _)| own(name)).collect();
+        let folder = tempfile::TempDir::new().unwrap();
+        safetensors::save(&kept, folder.path().join("model.safetensors")).unwrap();
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let load = |stage, rank| {
+            let part = Part { topology, place: Place { stage, rank } };
+            Model::load_part(&checkpoint, &config, (part, Held::F32), &|| {})
+        };
+        assert_eq!(load(1, 2).unwrap().layers(), layers.len());
+        checkpoint.finish(false).unwrap();
+        assert!(load(1, 1).is_err() && load(0, 2).is_err());
     }
 }

@@ -16,9 +16,13 @@ pub struct ExpertLoad {
     pub expert: usize,
     /// Tokens that were routed to it, prompt and completion tokens alike.
     pub tokens: u64,
+    /// The rank that held it.
+    pub rank: usize,
+    /// The rank that should hold it, so that ranks have equal work.
+    pub suggested_rank: usize,
 }
 
-/// Columns `layer`, `expert` (int32) and `tokens` (int64).
+/// Columns `layer`, `expert` (int32), `tokens` (int64), `rank` and `suggested_rank` (int32).
 pub(super) fn encode(loads: &[ExpertLoad]) -> Result<Bytes, ArrowError> {
     let int32 = |value: fn(&ExpertLoad) -> usize| -> ArrayRef {
         Arc::new(loads.iter().map(|load| i32::try_from(value(load)).ok()).collect::<Int32Array>())
@@ -28,6 +32,8 @@ pub(super) fn encode(loads: &[ExpertLoad]) -> Result<Bytes, ArrowError> {
         ("layer", int32(|load| load.layer)),
         ("expert", int32(|load| load.expert)),
         ("tokens", Arc::new(tokens)),
+        ("rank", int32(|load| load.rank)),
+        ("suggested_rank", int32(|load| load.suggested_rank)),
     ])?;
     let mut bytes = Vec::new();
     let mut writer = ArrowWriter::try_new(&mut bytes, batch.schema(), None)?;

@@ -9,6 +9,7 @@
 mod commit;
 mod error;
 mod evaluate;
+mod experts;
 mod fetch;
 mod generate;
 mod memory;
@@ -31,16 +32,14 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use self::commit::Tally;
 use self::progress::{Phase, Progress};
 use self::read::{Outlets, Task};
-use self::report::{
-    Experts, Occupancy, Parts, Rows, RunReport, Seconds, ShardReport, Throughput, Tokens,
-};
+use self::report::{Occupancy, Parts, Rows, RunReport, Seconds, ShardReport, Throughput, Tokens};
 use self::window::RowWindow;
-use crate::engine::{Engine, EngineSpec, EngineStats, ExpertLedger, LayerLoad, Logprobs};
+use crate::engine::{Engine, EngineSpec, EngineStats, Logprobs};
 use crate::input::Partition;
 use crate::job::{Dtype, Job};
-use crate::model::{Config, Model};
+use crate::model::{Config, ModelParts};
 use crate::ops::Held;
-use crate::output::{ExpertLoad, Output, Status};
+use crate::output::{Output, Status};
 use crate::row::FailureCode;
 use crate::storage::Storage;
 
@@ -123,8 +122,8 @@ pub fn run(
         fill(&mut report, tally, engine.stats());
         report.memory.weight_bytes = engine.weight_bytes();
         report.memory.cache_bytes = engine.cache_bytes();
-        report.experts = experts(engine.ledger());
-        output.write_experts(&run_id, &loads(engine.ledger()))?;
+        report.experts = experts::summary(engine.ledger());
+        output.write_experts(&run_id, &experts::loads(engine.ledger()))?;
     }
     progress.enter(Phase::Done);
     report.complete = report.rows.before + report.rows.ok + report.rows.failed == report.rows.total
@@ -204,7 +203,7 @@ fn load(job: &Job, prepared: &Prepared, progress: &Progress) -> Result<Engine, R
         Dtype::F32 => Held::F32,
         Dtype::Bf16 => Held::Bf16,
     };
-    let model = Model::load(&prepared.model_folder, held, &|bytes, of| {
+    let model = ModelParts::load(&prepared.model_folder, held, job.topology, &|bytes, of| {
         progress.load_bytes.store(bytes, std::sync::atomic::Ordering::Relaxed);
         progress.load_bytes_total.store(of, std::sync::atomic::Ordering::Relaxed);
     })?;
@@ -302,26 +301,6 @@ fn fill(report: &mut RunReport, tally: Tally, stats: EngineStats) {
     report.occupancy.fraction = mean_running / report.occupancy.max_sequences as f64;
     report.occupancy.tail_steps = stats.tail_steps;
     report.occupancy.preemptions = stats.preemptions;
-}
-
-fn experts(ledger: &ExpertLedger) -> Experts {
-    let imbalances = ledger.layers().iter().map(LayerLoad::imbalance);
-    let worst = ledger.layers().iter().max_by(|a, b| a.imbalance().total_cmp(&b.imbalance()));
-    Experts {
-        layers: ledger.layers().len() as u64,
-        mean_imbalance: imbalances.sum::<f64>() / ledger.layers().len().max(1) as f64,
-        max_imbalance: worst.map_or(0.0, LayerLoad::imbalance),
-        worst_layer: worst.map_or(0, |load| load.layer as u64),
-    }
-}
-
-fn loads(ledger: &ExpertLedger) -> Vec<ExpertLoad> {
-    let of_layer = |load: &LayerLoad| {
-        let layer = load.layer;
-        let experts = load.routes.iter().enumerate();
-        experts.map(|(expert, &tokens)| ExpertLoad { layer, expert, tokens }).collect::<Vec<_>>()
-    };
-    ledger.layers().iter().flat_map(of_layer).collect()
 }
 
 /// A name that no other run has: when it began, and which process it was.

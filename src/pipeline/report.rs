@@ -160,6 +160,12 @@ pub struct Experts {
     pub max_imbalance: f64,
     /// Which layer that is.
     pub worst_layer: u64,
+    /// Ranks that shared the experts of each layer.
+    pub ranks: u64,
+    /// The busiest rank of a layer ÷ the mean of its ranks, in the mean over layers.
+    pub rank_imbalance: f64,
+    /// The same, had the experts lain where the ledger suggests.
+    pub suggested_rank_imbalance: f64,
 }
 
 /// Bytes.

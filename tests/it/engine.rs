@@ -31,7 +31,7 @@ fn engine(folder: &Path, held: Held, spec: EngineSpec) -> Engine {
     Engine::new(Model::load(folder, held, &|_, _| {}).unwrap(), text, spec).unwrap()
 }
 
-fn prompt(index: u32, tokens: Vec<u32>, sampling: Sampling) -> Prompt {
+pub(crate) fn prompt(index: u32, tokens: Vec<u32>, sampling: Sampling) -> Prompt {
     let row = RowRef { partition: PartitionId(0), offset: index };
     Prompt {
         row,
@@ -42,9 +42,9 @@ fn prompt(index: u32, tokens: Vec<u32>, sampling: Sampling) -> Prompt {
     }
 }
 
-type Samples = BTreeMap<(u32, u32), Generation>;
+pub(crate) type Samples = BTreeMap<(u32, u32), Generation>;
 
-fn generate(
+pub(crate) fn generate(
     mut engine: Engine,
     prompts: impl IntoIterator<Item = Prompt>,
 ) -> (Samples, EngineStats) {
@@ -61,7 +61,7 @@ fn generate(
 }
 
 /// Prompts of many lengths, some with a shared beginning, greedy and sampled, with penalties and stops.
-fn mixed_prompts() -> Vec<Prompt> {
+pub(crate) fn mixed_prompts() -> Vec<Prompt> {
     let header: Vec<u32> = (0..40).map(|i| 100 + i * 7 % 300).collect();
     let tail = |i: u32, n: u32| (0..n).map(move |k| (i * 53 + k * 29) % 470);
     let plain = Sampling { max_tokens: 36, ignore_eos: true, ..Sampling::default() };
@@ -81,10 +81,10 @@ fn mixed_prompts() -> Vec<Prompt> {
     (0..10).map(|i| prompt(i, tokens(i), kinds[i as usize / 2 % 3].clone())).collect()
 }
 
-type Fixed = (Vec<u32>, Vec<u32>, Vec<Vec<u16>>, StopReason);
+pub(crate) type Fixed = (Vec<u32>, Vec<u32>, Vec<Vec<u16>>, StopReason);
 
 /// Everything of a completion that must not change, log-probabilities as bits.
-fn fixed(samples: &Samples) -> Vec<Fixed> {
+pub(crate) fn fixed(samples: &Samples) -> Vec<Fixed> {
     let bits = |x: &f32| x.to_bits();
     let fixed = |sample: &Generation| {
         let generated = sample.result.as_ref().unwrap();

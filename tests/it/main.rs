@@ -12,5 +12,6 @@ mod job;
 mod oracle;
 mod output;
 mod published;
+mod ranks;
 mod s3;
 mod text;

@@ -110,6 +110,7 @@ impl Engine {
                 forbidden: &rules.forbidden(sampling, generated),
                 allowed: sequence.guide.as_ref().and_then(|guide| guide.mask()),
                 given: sequence.given().and_then(|tokens| tokens.get(generated)).copied(),
+                beside: sequence.beside(),
                 logprobs: spec.logprobs,
             };
             choose(logits, &choice)

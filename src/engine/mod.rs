@@ -138,7 +138,11 @@ impl Engine {
             Some((_, rest)) if self.spec.share_prefixes => blocks::prefix_hashes(rest),
             _ => Vec::new(),
         };
-        for sample_index in (0..prompt.samples()).filter(|index| !ended.contains(index)) {
+        // Single tokens are all scored by the logits behind the prompt: one sequence does it for all.
+        let for_all = ended.is_empty() && prompt.continuations.iter().all(|ids| ids.len() == 1);
+        let for_all = for_all && !prompt.continuations.is_empty();
+        let samples = if for_all { 1 } else { prompt.samples() };
+        for sample_index in (0..samples).filter(|index| !ended.contains(index)) {
             let twin = Twin { row: prompt.row, sample_index, received };
             match self.twins.meet(&prompt, twin) {
                 Met::First => {}
@@ -151,6 +155,7 @@ impl Engine {
             }
             let (order, mut sequence) = self.sequence(&prompt, sample_index, received);
             sequence.hashes = hashes.clone();
+            sequence.scores_all = for_all;
             if let Some(at) = carried.iter().position(|c| c.sample_index == sample_index) {
                 sequence.carry_on(carried.swap_remove(at));
                 self.stats.carried_samples += 1;
@@ -196,6 +201,8 @@ impl Engine {
             generated: Generated::default(),
             watch: StopWatch::new(&self.text, &prompt.sampling),
             guide: None,
+            scores_all: false,
+            all_logprobs: Vec::new(),
             expected,
             cached_tokens: 0,
             clock: Clock::new(received),

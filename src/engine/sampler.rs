@@ -20,6 +20,8 @@ pub(super) struct Choice<'a> {
     pub(super) allowed: Option<&'a Mask>,
     /// The token that is taken, whatever the logits say: it is scored.
     pub(super) given: Option<u32>,
+    /// Continuations whose first tokens are scored beside it.
+    pub(super) beside: &'a [Vec<u32>],
     /// Log-probabilities to give: of the chosen token, and of so many most probable ones.
     pub(super) logprobs: Logprobs,
 }
@@ -39,6 +41,8 @@ pub(super) struct Chosen {
     pub(super) token: u32,
     pub(super) logprob: f32,
     pub(super) top: Vec<TokenLogprob>,
+    /// Log-probabilities of the first tokens that were to be scored beside it.
+    pub(super) beside: Vec<f32>,
 }
 
 /// Why no token can be chosen.
@@ -67,7 +71,7 @@ pub(super) fn choose(logits: &[f32], choice: &Choice) -> Result<Chosen, NoChoice
     };
     let Logprobs { chosen, top } = choice.logprobs;
     if !chosen && top == 0 && choice.given.is_none() {
-        return Ok(Chosen { token, logprob: 0.0, top: Vec::new() });
+        return Ok(Chosen { token, logprob: 0.0, top: Vec::new(), beside: Vec::new() });
     }
     let largest = logits[argmax(logits) as usize];
     let log_sum = ops::exponentials(logits, largest, 1.0, &mut []).ln();
@@ -75,7 +79,8 @@ pub(super) fn choose(logits: &[f32], choice: &Choice) -> Result<Chosen, NoChoice
     let top = most_probable(logits, top)
         .into_iter()
         .map(|token_id| TokenLogprob { token_id, logprob: logprob(token_id) });
-    Ok(Chosen { token, logprob: logprob(token), top: top.collect() })
+    let beside = choice.beside.iter().map(|ids| logprob(ids[0])).collect();
+    Ok(Chosen { token, logprob: logprob(token), top: top.collect(), beside })
 }
 
 /// The token that the sampling settings choose.
@@ -224,6 +229,7 @@ mod tests {
             forbidden: &[],
             allowed: None,
             given: None,
+            beside: &[],
             logprobs: Logprobs { chosen: true, top: 2 },
         }
     }

@@ -25,6 +25,10 @@ pub(super) struct Sequence {
     pub(super) generated: Generated,
     pub(super) watch: Option<StopWatch>,
     pub(super) guide: Option<Guide>,
+    /// Whether it scores all of its row's continuations, each of which is a single token.
+    pub(super) scores_all: bool,
+    /// Their log-probabilities, once they are known.
+    pub(super) all_logprobs: Vec<f32>,
     /// Tokens that the completion is expected to have; only orders work.
     pub(super) expected: usize,
     /// Most tokens whose latents were ever in the cache: computing them again is waste.
@@ -89,6 +93,11 @@ impl Sequence {
     /// The tokens that are given, if they are.
     pub(super) fn given(&self) -> Option<&[u32]> {
         self.prompt.continuations.get(self.sample_index as usize).map(Vec::as_slice)
+    }
+
+    /// Continuations that are scored beside the given token.
+    pub(super) fn beside(&self) -> &[Vec<u32>] {
+        if self.scores_all { &self.prompt.continuations } else { &[] }
     }
 
     /// Goes on where an earlier run stopped.

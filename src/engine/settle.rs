@@ -7,7 +7,7 @@ use super::sampler::{Chosen, NoChoice};
 use super::scheduler::RankPlan;
 use super::sequence::Sequence;
 use crate::ops::{Form, Routing};
-use crate::row::{FailureCode, RowFailure, StopReason};
+use crate::row::{FailureCode, Generation, Prompt, RowFailure, StopReason};
 
 /// Ended completions between two orderings of those that wait, at most.
 const REORDER_EVERY: u64 = 4096;
@@ -73,17 +73,23 @@ impl Engine {
     /// Ends a sequence, and with it those that wait for the same answer.
     pub(super) fn end(
         &mut self,
-        sequence: Sequence,
+        mut sequence: Sequence,
         end: Result<StopReason, RowFailure>,
         now: Instant,
     ) {
         let prompt = sequence.prompt.clone();
+        let beside = sequence.beside().len().saturating_sub(1);
+        let logprobs = std::mem::take(&mut sequence.all_logprobs);
         let generation = match end {
             Ok(stop) => sequence.finish(stop, now),
             Err(failure) => sequence.fail(failure, now),
         };
         let twins = self.twins.answer(&prompt, &generation);
         self.stats.reused_samples += twins.len() as u64;
+        self.ended.extend((1..=beside).map(|index| {
+            let logprob = logprobs.get(index).copied();
+            scored_beside(&prompt, &generation, index, logprob)
+        }));
         self.ended.push(generation);
         self.ended.extend(twins);
     }
@@ -122,6 +128,7 @@ impl Engine {
             sequence.generated.top_logprobs.push(chosen.top);
         }
         let (generated, length) = (sequence.completion_tokens(), sequence.tokens.len());
+        sequence.all_logprobs = chosen.beside;
         if let Some(given) = sequence.given() {
             return (generated >= given.len()).then_some(Ok(StopReason::Given));
         }
@@ -168,6 +175,23 @@ impl Engine {
         );
         RowFailure::new(FailureCode::PromptTooLong, message)
     }
+}
+
+/// The sample of a single token that was scored by the sequence of another one, or failed with it.
+fn scored_beside(
+    prompt: &Prompt,
+    scored: &Generation,
+    index: usize,
+    logprob: Option<f32>,
+) -> Generation {
+    let mut sample = scored.clone();
+    sample.sample_index = index as u32;
+    sample.cached_tokens = sample.prompt_tokens;
+    if let Ok(generated) = &mut sample.result {
+        generated.token_ids = prompt.continuations[index].clone();
+        generated.logprobs = logprob.into_iter().collect();
+    }
+    sample
 }
 
 pub(super) fn invalid_constraint(message: String) -> RowFailure {

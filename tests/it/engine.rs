@@ -340,6 +340,25 @@ fn given_tokens_have_the_log_probabilities_of_generated_ones() {
         assert_eq!(of(2).logprobs, first.logprobs[..1]);
         assert!(expected[&(i, 2)].cached_tokens >= 32, "{:?}", expected[&(i, 2)]);
     }
+    // Single tokens share one sequence, and have the same scores as in sequences of their own.
+    let letters = |alone: bool| {
+        let mut continuations = (3..9).map(|id| vec![id]).collect::<Vec<_>>();
+        continuations.extend(alone.then(|| vec![3, 4]));
+        let with = |i: u32| Prompt {
+            continuations: continuations.clone().into(),
+            ..generated[i as usize].clone()
+        };
+        generate(engine(&folder, Held::F32, PLENTY), (0..6).map(with))
+    };
+    let ((together, stats), (alone, _)) = (letters(false), letters(true));
+    assert_eq!((together.len(), stats.generated_tokens), (36, 6));
+    let of = |samples: &Samples, key: &(u32, u32)| samples[key].result.clone().unwrap();
+    assert!(together.keys().all(|key| of(&together, key) == of(&alone, key)));
+    assert!(
+        together
+            .iter()
+            .all(|((_, index), s)| of(&together, &(s.row.offset, *index)).token_ids == [index + 3])
+    );
     // Neither the batch nor what is asked to be reported changes them.
     let small = EngineSpec {
         max_sequences: 2,

@@ -160,8 +160,26 @@ impl Encoder {
         {
             return Err(template_failed("a continuation is empty".into()));
         }
-        let tokens = texts.iter().map(|text| self.text.encode(text));
-        tokens.collect::<Result<_, _>>().map_err(not_encoded)
+        let encode = |text: &String| {
+            let tokens = self.text.encode(text).map_err(not_encoded)?;
+            self.expect_known(&tokens, "a continuation").map(|()| tokens)
+        };
+        texts.iter().map(encode).collect()
+    }
+
+    /// Refuses to have no tokens, or some that the model does not know.
+    fn expect_known(&self, tokens: &[u32], what: &str) -> Result<(), RowFailure> {
+        let unknown = tokens.iter().find(|&&id| id >= self.limits.vocabulary);
+        match unknown {
+            _ if tokens.is_empty() => {
+                Err(RowFailure::new(FailureCode::EmptyPrompt, format!("{what} has no tokens")))
+            }
+            Some(id) => Err(RowFailure::new(
+                FailureCode::InvalidTokenId,
+                format!("token id {id} is outside of the vocabulary of {}", self.limits.vocabulary),
+            )),
+            None => Ok(()),
+        }
     }
 
     fn parts(&self, source: PromptSource) -> Result<Parts, RowFailure> {
@@ -185,16 +203,7 @@ impl Encoder {
                 }
             }
         };
-        match parts.tokens.iter().find(|&&id| id >= self.limits.vocabulary) {
-            _ if parts.tokens.is_empty() => {
-                Err(RowFailure::new(FailureCode::EmptyPrompt, "the prompt has no tokens"))
-            }
-            Some(id) => Err(RowFailure::new(
-                FailureCode::InvalidTokenId,
-                format!("token id {id} is outside of the vocabulary of {}", self.limits.vocabulary),
-            )),
-            None => Ok(parts),
-        }
+        self.expect_known(&parts.tokens, "the prompt").map(|()| parts)
     }
 
     fn templated(&self, columns: &Map<String, Value>) -> Result<String, String> {

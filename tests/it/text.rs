@@ -166,3 +166,39 @@ fn ids_outside_of_the_vocabulary_are_refused() {
         Err(FailureCode::InvalidTokenId)
     );
 }
+
+#[test]
+fn continuations_follow_one_prompt_or_cost_their_row() {
+    let columns = |c: &str| {
+        let columns = serde_json::json!({ "q": "What?", "a": "no", "b": "yes", "c": c });
+        PromptSource::Columns(columns.as_object().unwrap().clone())
+    };
+    let texts = ["{{ a }}", " {{ b }}", "{{ c }}"].map(str::to_owned);
+    let spec = || PromptSpec {
+        template: Some("{{ q }}".into()),
+        continuations: texts.to_vec(),
+        ..PromptSpec::default()
+    };
+    let text = TextModel::load(&fixture("a_v2like")).unwrap();
+    let prompt = encoder(spec(), 4096).encode("a.jsonl", row(columns(""))).prompt.unwrap();
+    let decoded: Vec<String> =
+        prompt.continuations.iter().map(|ids| text.decode(ids, false)).collect();
+    assert_eq!((decoded, prompt.samples()), (vec!["no".to_owned(), " yes".to_owned()], 2));
+    assert_eq!(prompt.tokens[..], text.encode_completion("What?").unwrap()[..]);
+    let longest = text.encode(&"long ".repeat(20)).unwrap().len();
+    let context = prompt.tokens.len() + longest;
+    for (room, fits) in [(context, true), (context - 1, false)] {
+        let encoded =
+            encoder(spec(), room as u32).encode("a.jsonl", row(columns(&"long ".repeat(20))));
+        assert_eq!(encoded.prompt.is_ok(), fits, "{:?}", encoded.prompt);
+    }
+    // Of a tokenizer with more tokens than the model knows.
+    let few = Limits { vocabulary: prompt.tokens.iter().max().unwrap() + 1, context: 4096 };
+    let few = Encoder::new(Arc::new(text), spec(), few).unwrap();
+    let failure = few.encode("a.jsonl", row(columns("<｜end▁of▁sentence｜>")));
+    assert_eq!(failure.prompt.unwrap_err().code, FailureCode::InvalidTokenId);
+    let mut inner = spec();
+    inner.continuations.swap(0, 2);
+    let failure = encoder(inner, 4096).encode("a.jsonl", row(columns(""))).prompt.unwrap_err();
+    assert_eq!(failure.code, FailureCode::TemplateFailed);
+}

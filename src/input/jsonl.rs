@@ -57,12 +57,13 @@ impl Jsonl<'_> {
         )
     }
 
-    /// Counts up to `most` rows; the first parsable ones are handed to `sample` while it takes them.
+    /// Counts up to `most` rows; the first parsable ones are handed to `sample`, each with the bytes of its
+    /// line, while it takes them.
     pub(super) fn scan(
         &self,
         most: u64,
         rows_per_part: u64,
-        mut sample: impl FnMut(Map<String, Value>) -> bool,
+        mut sample: impl FnMut(Map<String, Value>, usize) -> bool,
     ) -> Result<Scan, InputError> {
         let mut lines = self.lines(Mark { line: 1, offset: 0 })?;
         let (mut rows, mut marks, mut sampling) = (0, Vec::new(), true);
@@ -75,7 +76,7 @@ impl Jsonl<'_> {
             rows += 1;
             hasher.add(&line);
             if sampling && let Ok(columns) = parse(&line, self.spec.max_line_bytes) {
-                sampling = sample(columns);
+                sampling = sample(columns, line.bytes.as_ref().map_or(0, Vec::len));
             }
         }
         Ok(Scan { rows, fingerprint: hasher.finish(), marks: marks.into() })

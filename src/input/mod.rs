@@ -27,10 +27,11 @@ use crate::storage::{Location, Storage};
 
 pub use error::InputError;
 
-/// Longest JSONL line, bytes.
-pub const DEFAULT_MAX_LINE_BYTES: usize = 16 << 20;
-/// Rows that decide the types of kept JSONL columns.
+/// Longest JSONL line, bytes: rows with their own test cases have tens of megabytes.
+pub const DEFAULT_MAX_LINE_BYTES: usize = 128 << 20;
+/// Rows that decide the types of kept JSONL columns, and the bytes of their lines at which they are enough.
 const SAMPLED_ROWS: usize = 1000;
+const SAMPLED_BYTES: usize = 16 << 20;
 
 /// What a job says about its input.
 #[derive(Clone, Debug)]
@@ -360,9 +361,11 @@ fn open(
     let (rows, fingerprint, content) = match format {
         Format::Jsonl(packing) => {
             let jsonl = Jsonl { storage, location: &entry.location, packing, name: &name, spec };
-            let scan = jsonl.scan(left, rows_per_part, |columns| {
+            let mut bytes = 0;
+            let scan = jsonl.scan(left, rows_per_part, |columns, line_bytes| {
                 sample.push(columns);
-                sample.len() < SAMPLED_ROWS
+                bytes += line_bytes;
+                sample.len() < SAMPLED_ROWS && bytes < SAMPLED_BYTES
             })?;
             (scan.rows, scan.fingerprint, Content::Jsonl { packing, marks: scan.marks })
         }

@@ -23,11 +23,11 @@ static FINAL: LazyLock<[Regex; 3]> = LazyLock::new(|| {
 /// Letters behind words that announce an answer.
 static ANNOUNCED: LazyLock<Regex> = LazyLock::new(|| {
     pattern(
-        r"(?:(?i:answer|choice|option)(?i:\s+is)?|答案|选项?|应选|故选)\s*(?:是|为)?\s*[:：]?\s*(?:\\boxed\{)?[*(（\[\s]*([A-Z])\b",
+        r"(?:(?i:answer|choice|option)(?i:\s+is)?|答案|选项?|应选|故选)\s*(?:是|为)?\s*[:：]?\s*(?:\\boxed\{)?[*(（\[\s]*([A-Z])(?-u:\b)",
     )
 });
 static BOXED_LETTER: LazyLock<Regex> =
-    LazyLock::new(|| pattern(r"\\boxed\{\s*(?:\\text\{)?\s*\(?([A-Z])\b"));
+    LazyLock::new(|| pattern(r"\\boxed\{\s*(?:\\text\{)?\s*\(?([A-Z])(?-u:\b)"));
 static LEADING: LazyLock<Regex> =
     LazyLock::new(|| pattern(r"^[\s*(（\[]*([A-Z])(?:[*)）\].:：,，、]|\s*(?:\n|$))"));
 static BRACKETED: LazyLock<Regex> = LazyLock::new(|| pattern(r"[(（\[]([A-Z])[)）\]]"));
@@ -202,6 +202,7 @@ mod tests {
             ("The answer is (D).", Some("D")),
             ("**Answer: C**", Some("C")),
             ("答案是B", Some("B")),
+            ("答案为C项，因为", Some("C")),
             ("答案：D。", Some("D")),
             ("故选 A", Some("A")),
             (r"Thus \boxed{\text{E}}", Some("E")),

@@ -23,7 +23,7 @@ pub use choice::Continuation;
 pub use haystack::{CountTokens, Grid, Haystack, NeedleText, NiahRow};
 pub use heat_map::heat_map;
 pub use judge::{Judged, Verdict, code_of, judge};
-pub use report::{Cell, EvalReport, GroupEstimate, MeasureReport, RowValues, Tables};
+pub use report::{Cell, EvalReport, GroupEstimate, MeasureReport, RowPlace, Tables};
 pub use samples::{Sample, ScoredRow, score_continuations, score_samples};
 
 /// How a job's completions are scored.
@@ -193,6 +193,8 @@ pub struct CommandSpec {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// A scorer with its usual settings.
@@ -208,6 +210,35 @@ mod tests {
             heat_map: None,
             measures: vec![Measure::Accuracy],
             command: None,
+        }
+    }
+
+    proptest! {
+        /// Completions and references are data: whatever they are, they get a score or a reason.
+        #[test]
+        fn any_text_is_judged(
+            completion in "(?s)(\\\\boxed|\\\\frac|####|answer is|[-0-9,./{}()$ ]|.){0,24}",
+            reference in "(?s)([-0-9,./{}()$ ]|.){0,12}",
+        ) {
+            use Extract::*;
+            for scorer in ["exact", "contains", "regex", "number", "math", "choice", "needle"] {
+                let scorer: Scorer = serde_json::from_value(scorer.into()).unwrap();
+                for extract in [Whole, FirstLine, LastLine, Final, Number, Boxed, Choice, Code] {
+                    let spec = EvalSpec { extract, ..spec(scorer) };
+                    let Judged { verdict, .. } = judge(&spec, &completion, &reference.as_str().into());
+                    prop_assert!(verdict.score.is_some() != verdict.reason.is_some(), "{verdict:?}");
+                }
+            }
+        }
+
+        /// A text is its own answer.
+        #[test]
+        fn the_reference_itself_is_right(text in "[a-z0-9 ]{0,6}[a-z0-9]") {
+            for scorer in [Scorer::Exact, Scorer::Contains, Scorer::Math, Scorer::Needle] {
+                let spec = EvalSpec { extract: Extract::Whole, ..spec(scorer) };
+                let verdict = judge(&spec, &text, &text.as_str().into()).verdict;
+                prop_assert_eq!(verdict.score, Some(1.0), "{:?}", scorer);
+            }
         }
     }
 

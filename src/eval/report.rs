@@ -76,7 +76,7 @@ pub struct Cell {
 
 /// Where a row belongs in the tables.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct RowValues {
+pub struct RowPlace {
     /// Its group.
     pub group: Option<String>,
     /// Its cell of the heat map.
@@ -110,7 +110,7 @@ impl Tables {
     }
 
     /// Adds a row.
-    pub fn add(&mut self, place: RowValues, row: &ScoredRow) {
+    pub fn add(&mut self, place: RowPlace, row: &ScoredRow) {
         let report = &mut self.report;
         report.rows += 1;
         report.samples += row.samples.len() as u64;
@@ -194,8 +194,7 @@ mod tests {
             ("a", "512", 1.0, None),
             ("a", "512", 0.0, Some("engine: at row 7")),
         ] {
-            let place =
-                RowValues { group: Some(group.into()), cell: Some([x.into(), "50".into()]) };
+            let place = RowPlace { group: Some(group.into()), cell: Some([x.into(), "50".into()]) };
             tables.add(place, &row(value, reason));
         }
         let report = tables.report();

@@ -73,15 +73,15 @@ impl Sandbox {
         Ok(Self { confine, command: found, spec })
     }
 
-    /// Runs the command on a program: right if it ends with 0.
-    pub fn run(&self, program: &str) -> Judged {
+    /// Runs the command on a program: right if it ends with 0. `answer` is the model's part of it.
+    pub fn run(&self, program: &str, answer: String) -> Judged {
         match self.try_run(program) {
             Err(error) => Judged::unjudged(format!("the command could not be run: {error}")),
             Ok(end) => {
                 let right = end == End::Exit(0);
                 let score = Some(f64::from(u8::from(right)));
                 let reason = (!right).then(|| end.described());
-                let verdict = Verdict { score, answer: Some(program.to_owned()), reason };
+                let verdict = Verdict { score, answer: Some(answer), reason };
                 Judged { verdict, vote: None }
             }
         }

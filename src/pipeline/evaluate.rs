@@ -6,15 +6,16 @@ use serde_json::{Map, Value};
 
 use super::RunError;
 use super::stop::Stop;
-use crate::eval::sandbox::Sandbox;
+use crate::eval::sandbox::{Sandbox, SandboxError};
 use crate::eval::{
-    EvalReport, EvalSpec, Judged, RowValues, Sample, ScoredRow, Scorer, Tables, code_of, heat_map,
+    EvalReport, EvalSpec, Judged, RowPlace, Sample, ScoredRow, Scorer, Tables, code_of, heat_map,
     judge, score_continuations, score_samples,
 };
 use crate::input::{Input, Partition};
 use crate::job::Job;
 use crate::output::{PartId, SampleReader, ScoreWriter, StoredSample, StoredScore};
 use crate::prompt::{RowTemplate, converted};
+use crate::row::RowFailure;
 use crate::storage::Storage;
 
 /// The report's name in the folder of the evaluation.
@@ -32,7 +33,7 @@ pub enum EvalError {
     CommandsNotAllowed { command: String },
     /// The sandbox cannot be set up.
     #[error(transparent)]
-    Sandbox(#[from] crate::eval::sandbox::SandboxError),
+    Sandbox(#[from] SandboxError),
 }
 
 impl EvalError {
@@ -57,7 +58,8 @@ struct Judge<'a> {
     program: Option<(RowTemplate, Sandbox)>,
 }
 
-type Columns = Result<Map<String, Value>, crate::row::RowFailure>;
+/// A row's columns, or why it has none.
+type Columns = Result<Map<String, Value>, RowFailure>;
 
 /// Scores a complete output. None: it shall stop before it is done.
 pub fn evaluate(
@@ -85,7 +87,7 @@ pub fn evaluate(
         }
         let samples = reader.read(&part, partition.rows)?;
         let rows = by_row(samples, partition, &columns);
-        let scored: Vec<(RowValues, ScoredRow, Vec<StoredScore>)> =
+        let scored: Vec<(RowPlace, ScoredRow, Vec<StoredScore>)> =
             rows.into_par_iter().map(|(columns, samples)| judge.row(columns, samples)).collect();
         let mut scores = Vec::new();
         for (place, row, stored) in scored {
@@ -158,7 +160,7 @@ impl<'a> Judge<'a> {
         &self,
         columns: &Columns,
         stored: Vec<StoredSample>,
-    ) -> (RowValues, ScoredRow, Vec<StoredScore>) {
+    ) -> (RowPlace, ScoredRow, Vec<StoredScore>) {
         let nothing = Map::new();
         let columns = columns.as_ref().unwrap_or(&nothing);
         let reference = self.spec.reference.as_ref().and_then(|column| columns.get(column));
@@ -209,30 +211,32 @@ impl<'a> Judge<'a> {
             Err(failure) => return Judged::unjudged(failure.as_str()),
         };
         match (&self.program, reference) {
-            (Some((template, sandbox)), _) => {
-                let extras = [
-                    ("completion", Some(completion.clone())),
-                    ("code", code_of(self.spec, completion)),
-                ];
-                let extras = extras
-                    .map(|(name, text)| (name, converted(&Value::from(text.unwrap_or_default()))));
-                match template.render(columns, &extras) {
-                    Ok(program) => sandbox.run(&program),
-                    Err(error) => {
-                        Judged::unjudged(format!("the program could not be written: {error}"))
-                    }
-                }
-            }
+            (Some(program), _) => self.run(program, columns, completion),
             (None, Some(reference)) => judge(self.spec, completion, reference),
             (None, None) => Judged::unjudged("the row has no reference"),
         }
     }
 
-    fn place(&self, columns: &Map<String, Value>) -> RowValues {
+    fn run(
+        &self,
+        (template, sandbox): &(RowTemplate, Sandbox),
+        columns: &Map<String, Value>,
+        completion: &str,
+    ) -> Judged {
+        let code = code_of(self.spec, completion).unwrap_or_default();
+        let extra = |text: &str| converted(&Value::from(text));
+        let extras = [("completion", extra(completion)), ("code", extra(&code))];
+        match template.render(columns, &extras) {
+            Ok(program) => sandbox.run(&program, code),
+            Err(error) => Judged::unjudged(format!("the program could not be written: {error}")),
+        }
+    }
+
+    fn place(&self, columns: &Map<String, Value>) -> RowPlace {
         let of = |column: &String| columns.get(column).map_or("(none)".to_owned(), label);
         let group = self.spec.group.as_ref().map(of);
         let cell = self.spec.heat_map.as_ref().map(|[x, y]| [of(x), of(y)]);
-        RowValues { group, cell }
+        RowPlace { group, cell }
     }
 }
 

@@ -17,8 +17,11 @@ const INPUTS: usize = 1024;
 
 fn products(criterion: &mut Criterion) {
     let value = |o: usize, i: usize| ((o * 31 + i * 17) % 97) as f32 / 97.0 - 0.5;
-    let ours =
-        [Held::F32, Held::Bf16].map(|held| (held, Matrix::pack(OUTPUTS, INPUTS, held, value)));
+    let fill = |o: usize, row: &mut [f32]| {
+        row.iter_mut().enumerate().for_each(|(i, x)| *x = value(o, i));
+    };
+    let ours = [Held::F32, Held::Bf16, Held::Int8]
+        .map(|held| (held, Matrix::pack(OUTPUTS, INPUTS, held, fill)));
     let weight: Vec<f32> = (0..OUTPUTS * INPUTS).map(|i| value(i / INPUTS, i % INPUTS)).collect();
     let weight = Tensor::from_vec(weight, (OUTPUTS, INPUTS), &Device::Cpu).expect("the shape fits");
     let theirs = weight.t().expect("a matrix has a transpose");

@@ -8,8 +8,8 @@ use serde_json::json;
 use super::error::Problem;
 use super::eval::eval_spec;
 use super::file::{
-    Biases, CompressionChoice, DeviceKind, Extra, Format, InputSection, JobFile, OutputSection,
-    RunSection, SamplingSection, SchemaText, TooLongChoice,
+    Biases, CompressionChoice, Compute, DeviceKind, Dtype, Extra, Format, InputSection, JobFile,
+    OutputSection, RunSection, SamplingSection, SchemaText, TooLongChoice,
 };
 use super::setting::Setting;
 use super::written::line_of;
@@ -57,6 +57,7 @@ pub(super) fn check(
         "devices.kind",
         "this build of nightshift computes on the CPU only; use \"cpu\"",
     );
+    check_compute(model.dtype, model.compute, &mut report);
     let sampling = sampling_spec(sampling);
     for problem in sampling.defaults().problems() {
         report.problem("sampling", problem);
@@ -99,6 +100,10 @@ pub(super) fn check(
             "top_logprobs": output.top_logprobs, "compression": output.compression,
         },
     });
+    if model.compute != Compute::default() {
+        // Named only where it is not the default, so that older outputs keep their name.
+        identity["model"]["compute"] = json!(model.compute);
+    }
     // Written only where they say something: outputs of jobs without them stay the same job's.
     for (key, value) in [
         ("continuations", json!(input.continuations)),
@@ -115,6 +120,7 @@ pub(super) fn check(
         base: base.into(),
         model_path,
         dtype: model.dtype,
+        compute: model.compute,
         threads: devices.threads,
         topology: Topology { stages: devices.stages, ranks_per_stage: devices.ranks },
         prompt: PromptSpec {
@@ -159,6 +165,28 @@ pub(super) fn check(
         eval,
         identity,
     })
+}
+
+fn check_compute(dtype: Dtype, compute: Compute, report: &mut Report) {
+    report.expect(
+        crate::ops::Compute::from(compute).is_available(),
+        "model.compute",
+        "this processor has no BF16 dot products (AVX512-BF16), and no other has their rounding; use \"f32\"",
+    );
+    report.expect(
+        compute == Compute::F32 || dtype != Dtype::F32,
+        "model.compute",
+        "`bf16` needs weights that are held so: set `model.dtype` to \"bf16\" or \"int8\"",
+    );
+}
+
+impl From<Compute> for crate::ops::Compute {
+    fn from(compute: Compute) -> Self {
+        match compute {
+            Compute::F32 => Self::F32,
+            Compute::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 /// What is wrong so far.

@@ -39,9 +39,13 @@ pub(super) struct JobFile {
 pub(super) struct ModelSection {
     /// Hugging Face folder: config.json, safetensors, tokenizer.json, tokenizer_config.json. Required.
     pub(super) path: Option<String>,
-    /// How weights are held in memory: `f32` or `bf16`. BF16 halves the memory of released models and
-    /// computes the same.
+    /// How weights are held in memory: `f32`, `bf16` or `int8`. BF16 halves the memory of released models
+    /// and computes the same. INT8 halves it again and is faster, but rounds: experts and projections are
+    /// held in 8 bits, their activations quantised token by token; the rest is held as BF16.
     pub(super) dtype: Dtype,
+    /// What products with BF16 weights compute with: `f32`, exactly, or `bf16`, which rounds activations
+    /// and is faster where the processor has BF16 dot products (AVX512-BF16); other processors refuse it.
+    pub(super) compute: Compute,
 }
 
 /// How weights are held.
@@ -52,6 +56,19 @@ pub enum Dtype {
     #[default]
     F32,
     /// 16 bits.
+    Bf16,
+    /// 8 bits with scales.
+    Int8,
+}
+
+/// What products with BF16 weights compute with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compute {
+    /// Activations as they are.
+    #[default]
+    F32,
+    /// Activations rounded to BF16.
     Bf16,
 }
 

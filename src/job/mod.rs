@@ -14,12 +14,13 @@ use std::time::Duration;
 
 use crate::eval::EvalSpec;
 use crate::input::InputSpec;
+use crate::ops::{Held, Numerics};
 use crate::output::OutputSpec;
 use crate::parallel::Topology;
 use crate::prompt::PromptSpec;
 
 pub use error::{JobError, Problem};
-pub use file::Dtype;
+pub use file::{Compute, Dtype};
 pub use fingerprint::fingerprint;
 pub use schema::{input_row_schema, job_schema};
 pub use written::Overrides;
@@ -35,6 +36,8 @@ pub struct Job {
     pub model_path: String,
     /// How weights are held.
     pub dtype: Dtype,
+    /// What products with BF16 weights compute with.
+    pub compute: Compute,
     /// Compute threads; 0: all cores.
     pub threads: usize,
     /// Over which ranks the model is spread.
@@ -132,6 +135,16 @@ impl ErrorBudget {
 }
 
 impl Job {
+    /// How the model's numbers are held and multiplied.
+    pub fn numerics(&self) -> Numerics {
+        let held = match self.dtype {
+            Dtype::F32 => Held::F32,
+            Dtype::Bf16 => Held::Bf16,
+            Dtype::Int8 => Held::Int8,
+        };
+        Numerics { held, compute: self.compute.into() }
+    }
+
     /// Reads and checks a job file.
     pub fn load(path: &Path, overrides: &Overrides) -> Result<Self, JobError> {
         let text = std::fs::read_to_string(path)
@@ -240,15 +253,34 @@ mod tests {
         .unwrap()
         .identity;
         assert_eq!(fingerprint(&plain), fingerprint(&fast));
-        for change in
-            ["sampling.seed=1", "output.rows_per_part=7", "input.limit=3", "model.dtype='bf16'"]
-        {
+        for change in [
+            "sampling.seed=1",
+            "output.rows_per_part=7",
+            "input.limit=3",
+            "model.dtype='bf16'",
+            "model.dtype='int8'",
+        ] {
             assert_ne!(
                 fingerprint(&plain),
                 fingerprint(&parse(LEAST, &[change]).unwrap().identity),
                 "{change}"
             );
         }
+    }
+
+    #[test]
+    fn rounding_activations_is_identity_where_it_is_possible() {
+        let exact = parse(LEAST, &["model.dtype=bf16"]).unwrap();
+        assert!(exact.identity["model"].get("compute").is_none(), "older outputs keep their name");
+        let rounded = parse(LEAST, &["model.dtype=bf16", "model.compute=bf16"]);
+        match crate::ops::Compute::Bf16.is_available() {
+            true => {
+                assert_ne!(fingerprint(&exact.identity), fingerprint(&rounded.unwrap().identity))
+            }
+            false => assert_eq!(rounded.unwrap_err()[0].key, "model.compute"),
+        }
+        let wide = parse(LEAST, &["model.compute=bf16"]).unwrap_err();
+        assert_eq!(wide[0].key, "model.compute");
     }
 
     #[test]

@@ -3,10 +3,11 @@
 //! Source: DeepSeek-V2 (arXiv:2405.04434) §2.1; `DeepseekV2Attention` in the released modeling file.
 
 use candle_core::{Result, Tensor};
+use rayon::prelude::*;
 
 use super::weights::Checkpoint;
 use super::{Config, ModelError, Step};
-use crate::ops::{self, HeadWeights, Heads, Held, LatentPool, Matrix, Rotation};
+use crate::ops::{self, HeadWeights, Heads, LatentPool, Matrix, Numerics, Rotation};
 
 /// Epsilon of the norms of compressed query and latent: the released classes' default, whatever the
 /// config says for the layers' norms.
@@ -47,7 +48,7 @@ impl Attention {
         checkpoint: &Checkpoint,
         config: &Config,
         layer: usize,
-        held: Held,
+        numerics: Numerics,
     ) -> std::result::Result<Self, ModelError> {
         let heads = Heads {
             count: config.heads,
@@ -63,7 +64,7 @@ impl Attention {
                       inputs: usize|
          -> std::result::Result<Linear, ModelError> {
             let weight =
-                checkpoint.matrix(&format!("{prefix}.{name}.weight"), outputs, inputs, held)?;
+                checkpoint.matrix(&format!("{prefix}.{name}.weight"), outputs, inputs, numerics)?;
             let bias = match config.attention_bias {
                 true => Some(checkpoint.vector(&format!("{prefix}.{name}.bias"), outputs)?),
                 false => None,
@@ -78,7 +79,7 @@ impl Attention {
                 &format!("{prefix}.q_proj.weight"),
                 query_width,
                 config.hidden_size,
-                held,
+                numerics,
             )?),
             Some(rank) => Query::Compressed {
                 down: linear("q_a_proj", rank, config.hidden_size)?,
@@ -87,15 +88,32 @@ impl Attention {
                     &format!("{prefix}.q_b_proj.weight"),
                     query_width,
                     rank,
-                    held,
+                    numerics,
                 )?,
             },
         };
         let latent_norm =
             checkpoint.vector(&format!("{prefix}.kv_a_layernorm.weight"), heads.latent)?;
-        let head_weights =
-            head_weights(checkpoint, &format!("{prefix}.kv_b_proj.weight"), heads, held)?;
+        let head_weights = head_weights(
+            checkpoint,
+            &format!("{prefix}.kv_b_proj.weight"),
+            heads,
+            numerics.wide(),
+        )?;
         Ok(Self { query, latent, latent_norm, head_weights, output, heads })
+    }
+
+    /// Bytes of weights as they are held.
+    pub(super) fn bytes(&self) -> usize {
+        let query = match &self.query {
+            Query::Full(weight) => weight.bytes(),
+            Query::Compressed { down, up, .. } => down.weight.bytes() + up.bytes(),
+        };
+        let head = |head: &HeadWeights| {
+            head.key.bytes() + head.key_transposed.bytes() + head.value.bytes()
+        };
+        let heads: usize = self.head_weights.iter().map(head).sum();
+        query + self.latent.weight.bytes() + heads + self.output.weight.bytes()
     }
 
     /// `[tokens, hidden]` → the same; writes the step's latents into the cache first.
@@ -132,19 +150,23 @@ fn head_weights(
     checkpoint: &Checkpoint,
     name: &str,
     heads: Heads,
-    held: Held,
+    numerics: Numerics,
 ) -> std::result::Result<Vec<HeadWeights>, ModelError> {
     let Heads { count, nope, value, latent, .. } = heads;
     let rows = nope + value;
     let elements = checkpoint.elements(name, &[count * rows, latent])?;
-    let head = |h: usize| HeadWeights {
-        key: Matrix::pack(nope, latent, held, |o, i| elements.at((h * rows + o) * latent + i)),
-        key_transposed: Matrix::pack(latent, nope, held, |o, i| {
-            elements.at((h * rows + i) * latent + o)
-        }),
-        value: Matrix::pack(value, latent, held, |o, i| {
-            elements.at((h * rows + nope + o) * latent + i)
-        }),
+    let head = |h: usize| {
+        let row = |o: usize, row: &mut [f32]| elements.widen((h * rows + o) * latent, row);
+        let mut keys = vec![0.0; nope * latent];
+        elements.widen(h * rows * latent, &mut keys);
+        let column = |o: usize, column: &mut [f32]| {
+            column.iter_mut().zip(keys[o..].iter().step_by(latent)).for_each(|(x, key)| *x = *key);
+        };
+        HeadWeights {
+            key: Matrix::pack(nope, latent, numerics, row),
+            key_transposed: Matrix::pack(latent, nope, numerics, column),
+            value: Matrix::pack(value, latent, numerics, |o, out| row(nope + o, out)),
+        }
     };
-    Ok((0..count).map(head).collect())
+    Ok((0..count).into_par_iter().map(head).collect())
 }

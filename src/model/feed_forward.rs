@@ -4,13 +4,14 @@
 //! modeling file.
 
 use candle_core::{Result as CandleResult, Tensor};
+use rayon::prelude::*;
 
 use super::config::MoeConfig;
 use super::parts::Part;
 use super::routed::RoutedExperts;
 use super::weights::Checkpoint;
 use super::{Config, ModelError};
-use crate::ops::{self, Choice, Expert, Held, Matrix, Routing};
+use crate::ops::{self, Choice, Expert, Held, Matrix, Numerics, Routing};
 use crate::parallel::Collective;
 
 /// The feed-forward part of one layer.
@@ -24,7 +25,7 @@ impl FeedForward {
         checkpoint: &Checkpoint,
         config: &Config,
         layer: usize,
-        (part, held): (Part, Held),
+        (part, numerics): (Part, Numerics),
     ) -> Result<Self, ModelError> {
         let prefix = format!("model.layers.{layer}.mlp");
         let hidden = config.hidden_size;
@@ -34,7 +35,7 @@ impl FeedForward {
                 &prefix,
                 hidden,
                 config.intermediate_size,
-                held,
+                numerics,
             )?));
         };
         // The router decides in f32, however the other weights are held.
@@ -47,7 +48,10 @@ impl FeedForward {
         let width = moe.intermediate_size;
         let own = part.topology.experts(part.place.rank, moe.routed_experts);
         let own = own
-            .map(|id| expert(checkpoint, &format!("{prefix}.experts.{id}"), hidden, width, held))
+            .into_par_iter()
+            .map(|id| {
+                expert(checkpoint, &format!("{prefix}.experts.{id}"), hidden, width, numerics)
+            })
             .collect::<Result<_, _>>()?;
         let routed = RoutedExperts { own, experts: moe.routed_experts, topology: part.topology };
         let shared = match moe.shared_experts {
@@ -57,10 +61,21 @@ impl FeedForward {
                 &format!("{prefix}.shared_experts"),
                 hidden,
                 count * width,
-                held,
+                numerics,
             )?),
         };
         Ok(Self::Mixture { router, choice: choice(moe), routed, shared })
+    }
+
+    /// Bytes of weights as they are held.
+    pub(super) fn bytes(&self) -> usize {
+        let bytes = |expert: &Expert| expert.gate_up.bytes() + expert.down.bytes();
+        match self {
+            Self::Dense(expert) => bytes(expert),
+            Self::Mixture { router, routed, shared, .. } => {
+                router.bytes() + routed.own.iter().chain(shared).map(bytes).sum::<usize>()
+            }
+        }
     }
 
     /// `[tokens, hidden]` → the same, and where each token was routed in a mixture.
@@ -99,18 +114,19 @@ fn expert(
     prefix: &str,
     hidden: usize,
     width: usize,
-    held: Held,
+    numerics: Numerics,
 ) -> Result<Expert, ModelError> {
-    let names = [format!("{prefix}.gate_proj.weight"), format!("{prefix}.up_proj.weight")];
-    let [gate, up] = checkpoint.pair([&names[0], &names[1]], &[width, hidden])?;
+    let rows =
+        |name: &str| checkpoint.elements(&format!("{prefix}.{name}.weight"), &[width, hidden]);
+    let (gate, up) = (rows("gate_proj")?, rows("up_proj")?);
     let gate_up = Matrix::pack_gated(
         width,
         hidden,
-        held,
-        |o, i| gate.at(o * hidden + i),
-        |o, i| up.at(o * hidden + i),
+        numerics,
+        |o, row| gate.widen(o * hidden, row),
+        |o, row| up.widen(o * hidden, row),
     );
-    let down = checkpoint.matrix(&format!("{prefix}.down_proj.weight"), hidden, width, held)?;
+    let down = checkpoint.matrix(&format!("{prefix}.down_proj.weight"), hidden, width, numerics)?;
     Ok(Expert { gate_up, down })
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::weights::Checkpoint;
 use super::{Config, Model, ModelError};
-use crate::ops::Held;
+use crate::ops::Numerics;
 use crate::parallel::{Place, Topology};
 
 /// Which part of a model.
@@ -25,10 +25,11 @@ impl ModelParts {
     /// Loads a Hugging Face folder for all ranks at once; `loaded(bytes, of)` is told how far they are.
     pub fn load(
         folder: &Path,
-        held: Held,
+        numerics: impl Into<Numerics>,
         topology: Topology,
         loaded: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<Self, ModelError> {
+        let numerics = numerics.into();
         let config = Config::load(folder)?;
         config.accept(topology)?;
         let checkpoint = Checkpoint::open(folder)?;
@@ -39,7 +40,12 @@ impl ModelParts {
         let layer_loaded =
             || loaded(bytes * (done.fetch_add(1, Ordering::Relaxed) + 1) / all, bytes);
         let load = |place: Place| {
-            Model::load_part(&checkpoint, &config, (Part { topology, place }, held), &layer_loaded)
+            Model::load_part(
+                &checkpoint,
+                &config,
+                (Part { topology, place }, numerics),
+                &layer_loaded,
+            )
         };
         let parts = std::thread::scope(|scope| {
             let ranks: Vec<_> =
@@ -92,6 +98,7 @@ mod tests {
     use candle_core::{Device, safetensors};
 
     use super::*;
+    use crate::ops::Held;
 
     #[test]
     fn a_rank_reads_its_own_weights_only() {
@@ -117,7 +124,7 @@ mod tests {
         let checkpoint = Checkpoint::open(folder.path()).unwrap();
         let load = |stage, rank| {
             let part = Part { topology, place: Place { stage, rank } };
-            Model::load_part(&checkpoint, &config, (part, Held::F32), &|| {})
+            Model::load_part(&checkpoint, &config, (part, Held::F32.into()), &|| {})
         };
         assert_eq!(load(1, 2).unwrap().layers(), layers.len());
         checkpoint.finish(false).unwrap();

@@ -4,20 +4,19 @@ use std::path::Path;
 
 use candle_core::Tensor;
 use half::bf16;
+use rayon::prelude::*;
 
 use super::attention::Attention;
 use super::feed_forward::FeedForward;
 use super::parts::{ModelParts, Part};
 use super::weights::Checkpoint;
 use super::{Config, ModelError, Step};
-use crate::ops::{self, Held, LatentPool, Matrix, Rotation, Routing};
+use crate::ops::{self, Held, LatentPool, Matrix, Numerics, Rotation, Routing};
 use crate::parallel::{Alone, Collective, Topology};
 
 /// A loaded DeepSeek-V2 model, or a rank's part of one.
 pub struct Model {
     config: Config,
-    part: Part,
-    held: Held,
     /// In the first stage.
     embedding: Option<Embedding>,
     layers: Vec<Layer>,
@@ -44,6 +43,9 @@ enum Embedding {
     Bf16(Vec<bf16>),
 }
 
+/// Elements that one thread widens at a time.
+const EMBEDDING_CHUNK: usize = 1 << 16;
+
 /// What a step gives.
 pub struct StepOutput {
     /// Logits of the wanted rows: `[outputs, vocab]`, f32; no rows where another stage has the head.
@@ -56,10 +58,10 @@ impl Model {
     /// Loads a Hugging Face folder whole; `loaded(bytes, of)` is told how far it is.
     pub fn load(
         folder: &Path,
-        held: Held,
+        numerics: impl Into<Numerics>,
         loaded: &(dyn Fn(u64, u64) + Sync),
     ) -> Result<Self, ModelError> {
-        let mut parts = ModelParts::load(folder, held, Topology::SINGLE, loaded)?.into_parts();
+        let mut parts = ModelParts::load(folder, numerics, Topology::SINGLE, loaded)?.into_parts();
         Ok(parts.remove(0))
     }
 
@@ -67,42 +69,47 @@ impl Model {
     pub(super) fn load_part(
         checkpoint: &Checkpoint,
         config: &Config,
-        (part, held): (Part, Held),
+        (part, numerics): (Part, Numerics),
         loaded: &dyn Fn(),
     ) -> Result<Self, ModelError> {
         let Part { topology, place } = part;
         let shape = [config.vocab_size, config.hidden_size];
         let table = "model.embed_tokens.weight";
         let embedding = match place.stage {
-            0 => Some(Embedding::load(checkpoint, table, &shape, held)?),
+            0 => Some(Embedding::load(checkpoint, table, &shape, numerics.wide().held)?),
             _ => None,
         };
         let head = if config.tie_word_embeddings { table } else { "lm_head.weight" };
         let head = match place.stage + 1 == topology.stages {
             true => Some(Head {
                 norm: checkpoint.vector("model.norm.weight", config.hidden_size)?,
-                weight: checkpoint.matrix(head, config.vocab_size, config.hidden_size, held)?,
+                weight: checkpoint.matrix(
+                    head,
+                    config.vocab_size,
+                    config.hidden_size,
+                    numerics.wide(),
+                )?,
             }),
             false => None,
         };
         let load = |layer: usize| {
-            let loaded_layer = Layer::load(checkpoint, config, layer, (part, held));
+            let loaded_layer = Layer::load(checkpoint, config, layer, (part, numerics));
             loaded();
             loaded_layer
         };
         let layers = topology.layers(place.stage, config.layers).map(load);
         let layers = layers.collect::<Result<_, _>>()?;
         let frequencies = config.rope_frequencies();
-        Ok(Self { config: config.clone(), part, held, embedding, layers, head, frequencies })
+        Ok(Self { config: config.clone(), embedding, layers, head, frequencies })
     }
 
-    /// Bytes of weights as they are held.
+    /// Bytes of weight matrices as they are held.
     pub fn weight_bytes(&self) -> u64 {
-        let width = match self.held {
-            Held::F32 => 4,
-            Held::Bf16 => 2,
-        };
-        self.config.parameters_of(self.part.topology, self.part.place) * width
+        let layer = |layer: &Layer| layer.attention.bytes() + layer.feed_forward.bytes();
+        let layers: usize = self.layers.iter().map(layer).sum();
+        let embedding = self.embedding.as_ref().map_or(0, Embedding::bytes);
+        let head = self.head.as_ref().map_or(0, |head| head.weight.bytes());
+        (embedding + layers + head) as u64
     }
 
     /// The whole model's shape.
@@ -167,16 +174,16 @@ impl Layer {
         checkpoint: &Checkpoint,
         config: &Config,
         layer: usize,
-        (part, held): (Part, Held),
+        (part, numerics): (Part, Numerics),
     ) -> Result<Self, ModelError> {
         let prefix = format!("model.layers.{layer}");
         Ok(Self {
             attention_norm: checkpoint
                 .vector(&format!("{prefix}.input_layernorm.weight"), config.hidden_size)?,
-            attention: Attention::load(checkpoint, config, layer, held)?,
+            attention: Attention::load(checkpoint, config, layer, numerics)?,
             feed_forward_norm: checkpoint
                 .vector(&format!("{prefix}.post_attention_layernorm.weight"), config.hidden_size)?,
-            feed_forward: FeedForward::load(checkpoint, config, layer, (part, held))?,
+            feed_forward: FeedForward::load(checkpoint, config, layer, (part, numerics))?,
         })
     }
 }
@@ -189,11 +196,32 @@ impl Embedding {
         held: Held,
     ) -> Result<Self, ModelError> {
         let elements = checkpoint.elements(name, shape)?;
-        let values = (0..shape[0] * shape[1]).map(|i| elements.at(i));
+        let count = shape[0] * shape[1];
         Ok(match held {
-            Held::F32 => Self::F32(values.collect()),
-            Held::Bf16 => Self::Bf16(values.map(bf16::from_f32).collect()),
+            Held::F32 => {
+                let mut table = vec![0.0; count];
+                let chunks = table.par_chunks_mut(EMBEDDING_CHUNK).enumerate();
+                chunks.for_each(|(i, chunk)| elements.widen(i * EMBEDDING_CHUNK, chunk));
+                Self::F32(table)
+            }
+            _ => {
+                let mut table = vec![bf16::ZERO; count];
+                let chunks = table.par_chunks_mut(EMBEDDING_CHUNK).enumerate();
+                chunks.for_each_init(Vec::new, |values, (i, chunk)| {
+                    values.resize(chunk.len(), 0.0);
+                    elements.widen(i * EMBEDDING_CHUNK, values);
+                    chunk.iter_mut().zip(values).for_each(|(x, value)| *x = bf16::from_f32(*value));
+                });
+                Self::Bf16(table)
+            }
         })
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::F32(table) => size_of_val(table.as_slice()),
+            Self::Bf16(table) => size_of_val(table.as_slice()),
+        }
     }
 
     fn rows(&self, tokens: &[u32], width: usize) -> candle_core::Result<Tensor> {

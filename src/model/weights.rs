@@ -4,25 +4,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use half::{bf16, f16};
+use half::f16;
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 
 use super::ModelError;
-use crate::ops::{Held, Matrix};
-
-/// Why a lock is never poisoned.
-const NEVER_PANICS: &str = "no holder of the lock panics";
+use crate::ops::{Matrix, Numerics};
 
 /// A Hugging Face folder's weights, for any number of ranks to take theirs from.
 pub(crate) struct Checkpoint {
     folder: PathBuf,
     shards: Vec<Shard>,
     tensors: BTreeMap<String, Entry>,
-    /// Names that were asked for, by whichever rank.
-    used: Mutex<BTreeSet<String>>,
 }
 
 struct Shard {
@@ -36,6 +31,8 @@ struct Entry {
     shape: Vec<usize>,
     start: usize,
     end: usize,
+    /// Whether the model has asked for it.
+    used: AtomicBool,
 }
 
 /// The elements of one tensor, read where they lie.
@@ -46,16 +43,27 @@ pub(crate) struct Elements<'a> {
 }
 
 impl Elements<'_> {
-    /// Element `index` in row-major order, widened.
-    #[inline]
-    pub(crate) fn at(self, index: usize) -> f32 {
-        let half = |i: usize| u16::from_le_bytes([self.bytes[2 * i], self.bytes[2 * i + 1]]);
+    /// Widens the elements from `start` on, in row-major order, as many as `target` takes.
+    pub(crate) fn widen(self, start: usize, target: &mut [f32]) {
+        let wide = matches!(self.dtype, Dtype::F32);
+        let width = if wide { 4 } else { 2 };
+        let bytes = &self.bytes[start * width..(start + target.len()) * width];
+        let halves = bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
         match self.dtype {
-            Dtype::BF16 => bf16::from_bits(half(index)).to_f32(),
-            Dtype::F16 => f16::from_bits(half(index)).to_f32(),
+            Dtype::BF16 => {
+                let widen = |(x, bits): (&mut f32, u16)| *x = f32::from_bits(u32::from(bits) << 16);
+                target.iter_mut().zip(halves).for_each(widen);
+            }
+            Dtype::F16 => {
+                let widen = |(x, bits): (&mut f32, u16)| *x = f16::from_bits(bits).to_f32();
+                target.iter_mut().zip(halves).for_each(widen);
+            }
             _ => {
-                let bytes = &self.bytes[4 * index..4 * index + 4];
-                f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+                let words = bytes.chunks_exact(4);
+                let widen = |(x, b): (&mut f32, &[u8])| {
+                    *x = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+                };
+                target.iter_mut().zip(words).for_each(widen);
             }
         }
     }
@@ -64,12 +72,8 @@ impl Elements<'_> {
 impl Checkpoint {
     /// Maps every weight file of a folder and reads the headers.
     pub(crate) fn open(folder: &Path) -> Result<Self, ModelError> {
-        let mut checkpoint = Self {
-            folder: folder.into(),
-            shards: Vec::new(),
-            tensors: BTreeMap::new(),
-            used: Mutex::default(),
-        };
+        let mut checkpoint =
+            Self { folder: folder.into(), shards: Vec::new(), tensors: BTreeMap::new() };
         for name in shard_names(folder)? {
             checkpoint.map_shard(folder.join(name))?;
         }
@@ -95,6 +99,7 @@ impl Checkpoint {
                 shape: view.shape().to_vec(),
                 start,
                 end: start + view.data().len(),
+                used: AtomicBool::new(false),
             };
             self.tensors.insert(name.to_owned(), entry);
         }
@@ -118,31 +123,6 @@ impl Checkpoint {
         name: &str,
         expected: &[usize],
     ) -> Result<Elements<'_>, ModelError> {
-        self.claim(name, expected)?;
-        Ok(self.claimed(name))
-    }
-
-    /// Two tensors of one shape, to be read together.
-    pub(crate) fn pair(
-        &self,
-        names: [&str; 2],
-        expected: &[usize],
-    ) -> Result<[Elements<'_>; 2], ModelError> {
-        for name in names {
-            self.claim(name, expected)?;
-        }
-        Ok(names.map(|name| self.claimed(name)))
-    }
-
-    fn claimed(&self, name: &str) -> Elements<'_> {
-        let entry = &self.tensors[name];
-        Elements {
-            bytes: &self.shards[entry.shard].map[entry.start..entry.end],
-            dtype: entry.dtype,
-        }
-    }
-
-    fn claim(&self, name: &str, expected: &[usize]) -> Result<(), ModelError> {
         let Some(entry) = self.tensors.get(name) else {
             return Err(ModelError::Missing {
                 name: name.into(),
@@ -163,14 +143,15 @@ impl Checkpoint {
         if !matches!(entry.dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32) {
             return Err(ModelError::Dtype { name, found: format!("{:?}", entry.dtype), path });
         }
-        self.used.lock().expect(NEVER_PANICS).insert(name);
-        Ok(())
+        entry.used.store(true, Ordering::Relaxed);
+        Ok(Elements { bytes: &shard.map[entry.start..entry.end], dtype: entry.dtype })
     }
 
     /// A vector, widened.
     pub(crate) fn vector(&self, name: &str, width: usize) -> Result<Vec<f32>, ModelError> {
-        let elements = self.elements(name, &[width])?;
-        Ok((0..width).map(|i| elements.at(i)).collect())
+        let mut vector = vec![0.0; width];
+        self.elements(name, &[width])?.widen(0, &mut vector);
+        Ok(vector)
     }
 
     /// A weight `[outputs, inputs]`, packed.
@@ -179,10 +160,10 @@ impl Checkpoint {
         name: &str,
         outputs: usize,
         inputs: usize,
-        held: Held,
+        numerics: impl Into<Numerics>,
     ) -> Result<Matrix, ModelError> {
         let elements = self.elements(name, &[outputs, inputs])?;
-        Ok(Matrix::pack(outputs, inputs, held, |o, i| elements.at(o * inputs + i)))
+        Ok(Matrix::pack(outputs, inputs, numerics, |o, row| elements.widen(o * inputs, row)))
     }
 
     /// Refuses tensors that nothing has asked for: the config would describe another model.
@@ -190,9 +171,11 @@ impl Checkpoint {
         let harmless = |name: &str| {
             name.ends_with("rotary_emb.inv_freq") || tied_head && name == "lm_head.weight"
         };
-        let used = self.used.lock().expect(NEVER_PANICS);
-        let unused = |name: &str| !used.contains(name) && !harmless(name);
-        let extra: Vec<_> = self.tensors.iter().filter(|(name, _)| unused(name)).collect();
+        let extra: Vec<_> = self
+            .tensors
+            .iter()
+            .filter(|(name, entry)| !entry.used.load(Ordering::Relaxed) && !harmless(name))
+            .collect();
         match extra.first() {
             None => Ok(()),
             Some((name, entry)) => Err(ModelError::Extra {

@@ -1,15 +1,12 @@
 //! The routed experts of a layer: every expert's tokens as one product, combined in one order.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::host::{Shared, from_host, host};
+use super::host::{from_host, host};
 use super::lanes::{Isa, Lanes, per_isa};
-use super::matmul::{Matrix, Rows};
+use super::matmul::{Finish, Matrix, Rows, Target, Task, run};
 use super::router::Routing;
-
-/// Tokens of one expert that one task takes.
-const TASK_TOKENS: usize = 128;
 
 /// One feed-forward expert: `down(silu(gate x) * up x)`.
 #[derive(Debug)]
@@ -70,17 +67,36 @@ pub fn routed_experts(x: &Tensor, experts: &[Expert], routing: &Routing) -> Resu
 
 /// What each route's expert makes of the route's row: `[rows, hidden]` → `[routes, hidden]`, sorted
 /// by expert and not weighted.
+///
+/// Two rounds of products, each of all experts together and divided evenly over the threads.
 pub fn expert_outputs(x: &Tensor, experts: &[Expert], routes: &RoutesByExpert) -> Result<Tensor> {
     let (_, hidden) = x.dims2()?;
-    let values = host(x)?;
-    let x: &[f32] = &values;
+    let Some(width) = experts.first().map(|expert| expert.gate_up.outputs()) else {
+        bail!("a layer without experts")
+    };
+    let x = host(x)?;
+    let mut inner = vec![0.0f32; routes.rows.len() * width];
     let mut outputs = vec![0.0f32; routes.rows.len() * hidden];
-    let target = Shared::new(&mut outputs);
-    tasks(routes).into_par_iter().with_max_len(1).for_each(|(expert, first, count)| {
-        let rows = Rows::gathered(x, hidden, &routes.rows[first..first + count]);
-        // SAFETY: tasks have different routes, each with a row of its own in `outputs`.
-        unsafe { run_expert(&experts[expert], rows, count, target.at(first * hidden)) }
+    let of_expert = |(expert, bounds): (usize, &[usize])| (&experts[expert], bounds[0]..bounds[1]);
+    let groups = || routes.starts.windows(2).enumerate().map(of_expert);
+    let target = Target::new(&mut inner, width);
+    let gated = groups().map(|(expert, range)| Task {
+        matrix: &expert.gate_up,
+        rows: Rows::gathered(&x, hidden, &routes.rows[range.clone()]),
+        count: range.len(),
+        target: target.from(range.start),
     });
+    // SAFETY: experts have different routes, each with a row of its own.
+    unsafe { run(&gated.collect::<Vec<_>>(), Finish::Gate) };
+    let target = Target::new(&mut outputs, hidden);
+    let down = groups().map(|(expert, range)| Task {
+        matrix: &expert.down,
+        rows: Rows::dense(&inner[range.start * width..], width),
+        count: range.len(),
+        target: target.from(range.start),
+    });
+    // SAFETY: as above.
+    unsafe { run(&down.collect::<Vec<_>>(), Finish::Store) };
     from_host(outputs, routes.rows.len(), hidden)
 }
 
@@ -123,30 +139,6 @@ unsafe fn add_weighted_on<L: Lanes>(sum: *mut f32, row: *const f32, weight: f32,
 
 per_isa! { fn add_weighted = add_weighted_on(sum: *mut f32, row: *const f32, weight: f32, width: usize) }
 
-/// # Safety
-/// `rows` has `count` rows; `target` has `count` rows of the expert's outputs.
-unsafe fn run_expert(expert: &Expert, rows: Rows, count: usize, target: *mut f32) {
-    let width = expert.gate_up.outputs();
-    let mut inner = vec![0.0f32; count * width];
-    // SAFETY: `inner` has `count` rows; `target` is the caller's promise.
-    unsafe {
-        expert.gate_up.gated_product_into(rows, count, inner.as_mut_ptr(), width);
-        expert.down.product_into(Rows::dense(&inner, width), count, target, expert.down.outputs());
-    }
-}
-
-/// (expert, first route, routes) of every task, the largest first so that no thread ends late.
-fn tasks(routes: &RoutesByExpert) -> Vec<(usize, usize, usize)> {
-    let mut tasks = Vec::new();
-    for (expert, bounds) in routes.starts.windows(2).enumerate() {
-        for first in (bounds[0]..bounds[1]).step_by(TASK_TOKENS) {
-            tasks.push((expert, first, TASK_TOKENS.min(bounds[1] - first)));
-        }
-    }
-    tasks.sort_by_key(|&(_, _, count)| std::cmp::Reverse(count));
-    tasks
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -154,8 +146,10 @@ mod tests {
 
     fn expert(seed: usize, hidden: usize, width: usize) -> Expert {
         let value = move |s: usize| {
-            move |o: usize, i: usize| {
-                ((o * 31 + i * 17 + s * 7 + seed * 13) % 23) as f32 / 23.0 - 0.5
+            move |o: usize, row: &mut [f32]| {
+                for (i, x) in row.iter_mut().enumerate() {
+                    *x = ((o * 31 + i * 17 + s * 7 + seed * 13) % 23) as f32 / 23.0 - 0.5;
+                }
             }
         };
         Expert {

@@ -57,6 +57,11 @@ impl<T> Shared<T> {
         Self(buffer.as_mut_ptr())
     }
 
+    /// Shares what begins at a pointer.
+    pub(crate) fn from_pointer(first: *mut T) -> Self {
+        Self(first)
+    }
+
     /// The element at `index`.
     ///
     /// # Safety

@@ -45,6 +45,19 @@ impl Isa {
         found
     }
 
+    /// Rows of one tile of a matrix product.
+    pub(crate) fn tile_rows(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => super::x86::Avx512::TILE_ROWS,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => super::x86::Avx2::TILE_ROWS,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => super::neon::Neon::TILE_ROWS,
+            Self::Portable => super::portable::Portable::TILE_ROWS,
+        }
+    }
+
     /// The fastest set of this processor.
     pub fn best() -> Self {
         static BEST: OnceLock<Isa> = OnceLock::new();

@@ -27,7 +27,7 @@ pub use experts::{Expert, RoutesByExpert, combine, expert_outputs, routed_expert
 pub(crate) use host::from_host as rows_tensor;
 pub use lanes::Isa;
 pub use latent::{BLOCK_TOKENS, LatentPool};
-pub use matmul::{Held, Matrix};
+pub use matmul::{Compute, Held, Matrix, Numerics};
 pub use norm::{add_bias, rms_norm};
 pub use rope::{Rotation, rotate_queries, store_latents};
 pub use router::{Choice, Routing, route};

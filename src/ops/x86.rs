@@ -6,7 +6,7 @@ use super::lanes::Lanes;
 
 /// Sixteen values in one register.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512(__m512);
+pub(crate) struct Avx512(pub(crate) __m512);
 
 impl Avx512 {
     /// Adds neighbours of two registers so that the result holds the halved sums of both.
@@ -136,7 +136,7 @@ impl Lanes for Avx512 {
 
 /// Sixteen values in two registers: lanes 0 to 7 and 8 to 15.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx2(__m256, __m256);
+pub(crate) struct Avx2(pub(crate) __m256, pub(crate) __m256);
 
 impl Lanes for Avx2 {
     const TILE_ROWS: usize = 6;

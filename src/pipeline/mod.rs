@@ -36,9 +36,8 @@ use self::report::{Occupancy, Parts, Rows, RunReport, Seconds, ShardReport, Thro
 use self::window::RowWindow;
 use crate::engine::{Engine, EngineSpec, EngineStats, Logprobs};
 use crate::input::Partition;
-use crate::job::{Dtype, Job};
+use crate::job::Job;
 use crate::model::{Config, ModelParts};
-use crate::ops::Held;
 use crate::output::{Output, Status};
 use crate::row::FailureCode;
 use crate::storage::Storage;
@@ -199,11 +198,8 @@ fn failed<'a>(
 fn load(job: &Job, prepared: &Prepared, progress: &Progress) -> Result<Engine, RunError> {
     plan::refuse_what_does_not_fit(job, &prepared.config)?;
     progress.enter(Phase::Loading);
-    let held = match job.dtype {
-        Dtype::F32 => Held::F32,
-        Dtype::Bf16 => Held::Bf16,
-    };
-    let model = ModelParts::load(&prepared.model_folder, held, job.topology, &|bytes, of| {
+    let numerics = job.numerics();
+    let model = ModelParts::load(&prepared.model_folder, numerics, job.topology, &|bytes, of| {
         progress.load_bytes.store(bytes, std::sync::atomic::Ordering::Relaxed);
         progress.load_bytes_total.store(of, std::sync::atomic::Ordering::Relaxed);
     })?;

@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 
 use nightshift::model::{Model, Step};
-use nightshift::ops::{BLOCK_TOKENS, Form, Held, LatentPool, Span};
+use nightshift::ops::{BLOCK_TOKENS, Compute, Form, Held, LatentPool, Numerics, Span};
 use serde_json::Value;
 
 /// Largest difference of logits that two right f32 implementations have.
 const TOLERANCE: f64 = 3e-4;
+/// Activations rounded to BF16.
+const ROUNDED: Numerics = Numerics { held: Held::Bf16, compute: Compute::Bf16 };
 const FIXTURES: [&str; 4] = ["a_v2like", "b_litelike", "c_plain_tied", "d_freq2_bias"];
 
 pub(crate) fn fixture(name: &str) -> PathBuf {
@@ -161,10 +163,12 @@ fn log_probabilities_of_every_position_agree_with_the_reference() {
 
 #[test]
 fn chunks_neighbours_and_recomputation_leave_every_bit_as_it_is() {
-    for (name, held) in
-        FIXTURES.into_iter().flat_map(|name| [(name, Held::F32), (name, Held::Bf16)])
+    let forms = [Held::F32.into(), Held::Bf16.into(), Held::Int8.into(), ROUNDED];
+    let forms = forms.into_iter().filter(|form: &Numerics| form.compute.is_available());
+    for (name, form) in
+        FIXTURES.into_iter().flat_map(|name| forms.clone().map(move |form| (name, form)))
     {
-        let model = Model::load(&fixture(name), held, &|_, _| {}).unwrap();
+        let model = Model::load(&fixture(name), form, &|_, _| {}).unwrap();
         let goldens = goldens(name);
         let prompt =
             &goldens["prompts"][goldens["per_position"]["prompt"].as_u64().unwrap() as usize];
@@ -202,7 +206,7 @@ fn chunks_neighbours_and_recomputation_leave_every_bit_as_it_is() {
                     model.forward(&step, &mut pool).unwrap().logits.to_vec2::<f32>().unwrap();
                 assert!(
                     logits == expected[position..hand.done],
-                    "{name} {held:?} chunk {chunk} at {position}"
+                    "{name} {form:?} chunk {chunk} at {position}"
                 );
             }
         }

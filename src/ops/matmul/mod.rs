@@ -1,0 +1,197 @@
+//! Products with static weights: packed once at load, multiplied in a fixed order ever after.
+//!
+//! A weight `[outputs, inputs]` is cut into [`panels`] of 32 outputs. A [`tile`] of activation
+//! [`rows`] times a panel is a chain over the inputs, in their order, for each output: no bit of it
+//! depends on the number of rows or of threads. [`multiply`] walks tiles and panels on one thread,
+//! [`grouped`] divides many products over all of them. BF16 weights are widened in registers, which
+//! computes exactly what the same values held as F32 would; [`pairs`] and [`quads`] are the two ways
+//! that trade exactness for speed.
+
+mod grouped;
+mod multiply;
+mod pairs;
+mod panels;
+mod quads;
+mod rows;
+#[cfg(test)]
+mod tests;
+mod tile;
+
+use candle_core::{Result, Tensor, bail};
+
+use self::grouped::run_here;
+use self::panels::Panels;
+use self::tile::PANEL;
+use super::host::{Shared, from_host, host};
+use super::lanes::Isa;
+
+pub(super) use self::grouped::{Target, Task, run};
+pub(super) use self::multiply::Finish;
+pub(super) use self::rows::Rows;
+
+/// How weights are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// 32 bits each.
+    F32,
+    /// 16 bits each, rounded to nearest even where the source has more.
+    Bf16,
+    /// 8 bits each, with a scale for each output and 128 inputs; activations are quantised alike.
+    Int8,
+}
+
+/// What products with BF16 weights compute with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compute {
+    /// F32 activations: exact products, rounded sums.
+    #[default]
+    F32,
+    /// Activations rounded to BF16, F32 sums: the processor's dot product.
+    Bf16,
+}
+
+impl Compute {
+    /// Whether this processor can compute so.
+    pub fn is_available(self) -> bool {
+        self == Self::F32 || pairs::available()
+    }
+}
+
+/// How a model's numbers are held and multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Numerics {
+    /// How weights are held.
+    pub held: Held,
+    /// What products with BF16 weights compute with.
+    pub compute: Compute,
+}
+
+impl Numerics {
+    /// What serves where INT8 would cost more quality than it saves time: embedding, head, latents.
+    pub(crate) fn wide(self) -> Self {
+        let held = if self.held == Held::Int8 { Held::Bf16 } else { self.held };
+        Self { held, ..self }
+    }
+}
+
+impl From<Held> for Numerics {
+    fn from(held: Held) -> Self {
+        Self { held, compute: Compute::F32 }
+    }
+}
+
+/// A packed weight `[outputs, inputs]`.
+#[derive(Debug)]
+pub struct Matrix {
+    outputs: usize,
+    inputs: usize,
+    panels: Panels,
+    compute: Compute,
+}
+
+impl Matrix {
+    /// Packs a weight; `fill(output, row)` writes the `inputs` values of one output.
+    pub fn pack(
+        outputs: usize,
+        inputs: usize,
+        numerics: impl Into<Numerics>,
+        fill: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Self {
+        let Numerics { held, compute } = numerics.into();
+        let column = |column: usize, row: &mut [f32]| match column < outputs {
+            true => fill(column, row),
+            false => row.fill(0.0),
+        };
+        let panels = Panels::pack(outputs.div_ceil(PANEL), inputs, held, column);
+        Self { outputs, inputs, panels, compute }
+    }
+
+    /// Packs the gate and up weights of a feed-forward layer together, for
+    /// [`Matrix::gated_product`].
+    ///
+    /// Both are `[outputs, inputs]`; a panel has sixteen outputs of each.
+    pub fn pack_gated(
+        outputs: usize,
+        inputs: usize,
+        numerics: impl Into<Numerics>,
+        gate: impl Fn(usize, &mut [f32]) + Sync,
+        up: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Self {
+        let Numerics { held, compute } = numerics.into();
+        let half = PANEL / 2;
+        let column = |column: usize, row: &mut [f32]| {
+            let output = column / PANEL * half + column % half;
+            match column % PANEL < half {
+                _ if output >= outputs => row.fill(0.0),
+                true => gate(output, row),
+                false => up(output, row),
+            }
+        };
+        let panels = Panels::pack(outputs.div_ceil(half), inputs, held, column);
+        Self { outputs, inputs, panels, compute }
+    }
+
+    /// Width of a product's rows.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Width of the rows that it takes.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Bytes of weights held.
+    pub fn bytes(&self) -> usize {
+        self.panels.bytes()
+    }
+
+    /// `x · weightᵀ`: `[tokens, inputs]` → `[tokens, outputs]`, f32.
+    pub fn product(&self, x: &Tensor) -> Result<Tensor> {
+        self.finished_product(x, Finish::Store)
+    }
+
+    /// `silu(x · gateᵀ) * (x · upᵀ)`: `[tokens, inputs]` → `[tokens, outputs]`, f32.
+    ///
+    /// The weight must come from [`Matrix::pack_gated`].
+    pub fn gated_product(&self, x: &Tensor) -> Result<Tensor> {
+        self.finished_product(x, Finish::Gate)
+    }
+
+    /// Its elements.
+    fn weights(&self) -> usize {
+        self.outputs * self.inputs
+    }
+
+    fn finished_product(&self, x: &Tensor, finish: Finish) -> Result<Tensor> {
+        let (tokens, inputs) = x.dims2()?;
+        if inputs != self.inputs {
+            bail!("a product takes rows of {}, found {inputs}", self.inputs)
+        }
+        let x = host(x)?;
+        let mut out = vec![0.0f32; tokens * self.outputs];
+        let target = Target::new(&mut out, self.outputs);
+        let task = Task { matrix: self, rows: Rows::dense(&x, inputs), count: tokens, target };
+        // SAFETY: `out` has `tokens` rows.
+        unsafe { run(&[task], finish) };
+        from_host(out, tokens, self.outputs)
+    }
+
+    /// Multiplies `count` rows by all panels on this thread.
+    ///
+    /// # Safety
+    /// `rows` has `count` rows of `inputs` elements; `target` has `count` rows of `outputs` elements,
+    /// `stride` apart.
+    pub(super) unsafe fn product_into(
+        &self,
+        rows: Rows,
+        count: usize,
+        target: *mut f32,
+        stride: usize,
+    ) {
+        let target = Target { first: Shared::from_pointer(target), stride };
+        let task = Task { matrix: self, rows, count, target };
+        // SAFETY: the caller's promise.
+        unsafe { run_here(Isa::best(), task, Finish::Store) }
+    }
+}

@@ -108,10 +108,11 @@ fn described(plan: &LayoutPlan) -> String {
         grouped(*active_parameters),
         plan.experts,
     );
-    let place = plan.hardware.map_or_else(
-        || "this machine".to_owned(),
-        |hardware| format!("{} × {}", hardware.devices, hardware.card.name),
-    );
+    let place = match (&plan.hardware, plan.memory_bytes) {
+        (Some(hardware), _) => format!("{} × {}", hardware.devices, hardware.card.name),
+        (None, Some(bytes)) => format!("this machine ({} free)", gigabytes(bytes)),
+        (None, None) => "this machine".to_owned(),
+    };
     let _ = writeln!(
         text,
         "layout   {} on {place}, weights in {} bits",

@@ -168,6 +168,7 @@ mod tests {
                 max_imbalance: 1.75,
                 worst_layer: 3,
                 ranks: 4,
+                rank_tokens: vec![900, 700, 800, 600],
                 rank_imbalance: 1.31,
                 suggested_rank_imbalance: 1.02,
             },

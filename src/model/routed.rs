@@ -167,3 +167,29 @@ fn joined(mut tensors: Vec<Tensor>) -> CandleResult<Tensor> {
         _ => Tensor::cat(&tensors, 0),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::Choice;
+
+    #[test]
+    fn a_row_travels_once_to_each_of_at_most_three_of_eight_ranks() {
+        let topology = Topology { stages: 1, ranks_per_stage: 8 };
+        let layer = RoutedExperts { own: Vec::new(), experts: 160, topology };
+        let choice =
+            Choice { experts_per_token: 6, groups: Some((8, 3)), normalise: false, scale: 16.0 };
+        let tokens = 200;
+        let logits: Vec<f32> = (0..tokens * 160).map(|i| (i as f32 * 1.7).sin() * 3.0).collect();
+        let routing = ops::route(&logits, 160, choice);
+        let errands = layer.errands(&routing, 8);
+        let mut visits = vec![0; tokens];
+        for (rank, errand) in errands.iter().enumerate() {
+            errand.tokens.iter().for_each(|&token| visits[token as usize] += 1);
+            assert!(errand.tokens.is_sorted_by(|a, b| a < b));
+            assert!(errand.routes.iter().all(|&(_, expert)| expert as usize / 20 == rank));
+        }
+        assert!(visits.iter().all(|count| (1..=3).contains(count)), "{visits:?}");
+        assert_eq!(errands.iter().map(|errand| errand.routes.len()).sum::<usize>(), tokens * 6);
+    }
+}

@@ -18,11 +18,24 @@ pub(super) fn summary(ledger: &ExpertLedger) -> Experts {
         max_imbalance: worst.map_or(0.0, LayerLoad::imbalance),
         worst_layer: worst.map_or(0, |load| load.layer as u64),
         ranks: ranks as u64,
+        rank_tokens: rank_tokens(ledger),
         rank_imbalance: mean(&|load| load.held.imbalance(&load.routes, ranks)),
         suggested_rank_imbalance: mean(&|load| {
             Placement::balanced(&load.routes, ranks).imbalance(&load.routes, ranks)
         }),
     }
+}
+
+fn rank_tokens(ledger: &ExpertLedger) -> Vec<u64> {
+    let mut tokens = vec![0; ledger.ranks()];
+    for load in ledger.layers() {
+        load.held
+            .rank_of
+            .iter()
+            .zip(&load.routes)
+            .for_each(|(&rank, routes)| tokens[rank] += routes);
+    }
+    tokens
 }
 
 /// Each expert of each layer: what it did, which rank held it, and which one should.

@@ -54,6 +54,8 @@ pub struct LayoutPlan {
     pub weight_bits: u64,
     /// What it is planned for; none: this machine.
     pub hardware: Option<Hardware>,
+    /// Bytes of each device, or those that are free on this machine for all ranks; none: not known.
+    pub memory_bytes: Option<u64>,
     /// Pipeline stages.
     pub stages: usize,
     /// Expert-parallel ranks of a stage.
@@ -192,6 +194,7 @@ pub fn plan(storage: &Storage, mut request: PlanRequest) -> Result<LayoutPlan, R
         experts: config.moe.as_ref().map_or(0, |moe| moe.routed_experts),
         weight_bits: 8 * held.0.weight_bytes,
         hardware: request.hardware,
+        memory_bytes: memory.map(|(Memory::Shared(bytes) | Memory::Each(bytes))| bytes),
         stages: topology.stages,
         ranks_per_stage: topology.ranks_per_stage,
         cache_bytes_per_token: layout.token_bytes(),

@@ -162,6 +162,8 @@ pub struct Experts {
     pub worst_layer: u64,
     /// Ranks that shared the experts of each layer.
     pub ranks: u64,
+    /// Tokens that each rank's experts had, over all layers.
+    pub rank_tokens: Vec<u64>,
     /// The busiest rank of a layer ÷ the mean of its ranks, in the mean over layers.
     pub rank_imbalance: f64,
     /// The same, had the experts lain where the ledger suggests.

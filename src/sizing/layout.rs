@@ -87,7 +87,7 @@ impl Layout {
     /// residual stream and its normalised copy `2 T hidden`, and the larger of attention's
     /// `T (heads (nope + rope + value) + hidden) + S heads (2 latent + rope)` (queries, heads' outputs and
     /// their projection; queries and outputs in the latent space) and the experts'
-    /// `T (ranks visited) hidden + T k (width + 2 hidden)` (rows that arrive; inner rows, outputs here and
+    /// `T min(k, ranks) hidden + T k (width + 2 hidden)` (rows that arrive; inner rows, outputs here and
     /// outputs that came back); then the logits, `4 S vocabulary` bytes.
     pub fn new(config: &Config, topology: Topology, format: Format, demand: Demand) -> Self {
         let workspace_bytes = workspace_bytes(config, topology, format, demand);

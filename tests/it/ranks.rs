@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use arrow::array::AsArray;
-use arrow::datatypes::Int32Type;
+use arrow::datatypes::{Int32Type, Int64Type};
 use nightshift::engine::{Engine, EngineSpec, Logprobs};
 use nightshift::model::ModelParts;
 use nightshift::ops::Held;
@@ -196,6 +196,8 @@ fn the_ledger_tells_ranks_and_suggests_a_placement() {
     assert_eq!(number("ranks"), 4.0);
     assert!(number("rank_imbalance") >= number("suggested_rank_imbalance"));
     assert!(number("suggested_rank_imbalance") >= 1.0);
+    let of_ranks = report["experts"]["rank_tokens"].as_array().unwrap();
+    let of_ranks: u64 = of_ranks.iter().map(|tokens| tokens.as_u64().unwrap()).sum();
     let runs = std::fs::read_dir(bench.path("out/_nightshift/runs")).unwrap();
     let mut files = runs.map(|entry| entry.unwrap().path());
     let ledger = files.find(|path| path.to_string_lossy().ends_with(".experts.parquet")).unwrap();
@@ -203,6 +205,8 @@ fn the_ledger_tells_ranks_and_suggests_a_placement() {
     let column = |name: &str| {
         ledger.column_by_name(name).unwrap().as_primitive::<Int32Type>().values().to_vec()
     };
+    let tokens = ledger.column_by_name("tokens").unwrap().as_primitive::<Int64Type>();
+    assert_eq!(tokens.values().iter().sum::<i64>() as u64, of_ranks);
     let of_first = &column("rank")[..16];
     assert_eq!(of_first, [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3]);
     let suggested = &column("suggested_rank")[..16];

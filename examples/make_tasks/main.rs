@@ -50,10 +50,10 @@ enum Family {
 /// How often training meets each family, out of 100.
 const MIX: [(Family, u32); 6] = [
     (Family::Arithmetic, 25),
-    (Family::Sort, 17),
-    (Family::Words, 18),
+    (Family::Sort, 18),
+    (Family::Words, 22),
     (Family::Story, 20),
-    (Family::Needle, 12),
+    (Family::Needle, 7),
     (Family::Json, 8),
 ];
 

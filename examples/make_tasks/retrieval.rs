@@ -32,7 +32,7 @@ pub(crate) fn task(random: &mut Random, longest: usize) -> Task {
 /// Short texts are the most, long ones come often enough.
 fn length(random: &mut Random, longest: usize) -> usize {
     let mut limit = longest;
-    while limit > 64 && random.chance(55) {
+    while limit > 64 && random.chance(70) {
         limit /= 2;
     }
     random.between(limit / 2, limit)

@@ -1,6 +1,7 @@
 """Questions and answers from `make_tasks`, as token ids; and the tokenizer that is trained on them."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 ROOT = Path(__file__).resolve().parents[2]
 # DeepSeek's pre-tokenizer, decoder and chat template, which the fixtures carry.
 TEMPLATE = ROOT / "tests/goldens/a_v2like"
-MAKE_TASKS = ROOT / "target/release/examples/make_tasks"
+MAKE_TASKS = os.environ.get("MAKE_TASKS", ROOT / "target/release/examples/make_tasks")
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 
 
@@ -57,26 +58,33 @@ class Encoder:
         return [([self.bos, *p.ids, *a.ids, self.eos], len(p.ids) + 1) for p, a in zip(prompts, answers)]
 
 
-def batches(pairs, tokens, generator):
-    """Rows of like length together, about `tokens` tokens a batch; the batches in random order."""
+def groups(pairs, tokens, generator):
+    """Rows of like length together, about `tokens` tokens a group; the groups in random order."""
     pairs = sorted(pairs, key=lambda pair: len(pair[0]))
-    groups, group = [], []
+    found, group = [], []
     for pair in pairs:
         if group and (len(group) + 1) * len(pair[0]) > tokens:
-            groups.append(group)
+            found.append(group)
             group = []
         group.append(pair)
-    groups.append(group)
-    order = torch.randperm(len(groups), generator=generator).tolist()
-    return [padded(groups[index]) for index in order]
+    found.append(group)
+    order = torch.randperm(len(found), generator=generator).tolist()
+    return [padded(found[index]) for index in order]
 
 
 def padded(group):
-    """Inputs, next tokens, and which of these belong to answers."""
+    """Inputs [rows, length], and next tokens where they belong to answers, -1 elsewhere."""
     longest = max(len(tokens) for tokens, _ in group) - 1
     inputs = torch.zeros(len(group), longest, dtype=torch.long)
     targets = torch.full((len(group), longest), -1)
     for row, (tokens, start) in enumerate(group):
         inputs[row, : len(tokens) - 1] = torch.tensor(tokens[:-1])
         targets[row, start - 1 : len(tokens) - 1] = torch.tensor(tokens[start:])
-    return inputs, targets, targets >= 0
+    return inputs, targets
+
+
+def flat(groups):
+    """The groups' tokens one after another, their shapes, targets, and which positions have one."""
+    inputs, targets = zip(*groups)
+    targets = torch.cat([t.flatten() for t in targets])
+    return torch.cat([i.flatten() for i in inputs]), [i.shape for i in inputs], targets, targets >= 0

@@ -113,20 +113,28 @@ class Attention(nn.Module):
         self.o_proj = linear(self.heads * self.value, c["hidden_size"])
         self.scale = (self.nope + self.rope) ** -0.5 * yarn_frequencies(c)[1]
 
-    def forward(self, x, cos, sin):
-        batch, length, _ = x.shape
-        q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x))).view(batch, length, self.heads, -1).transpose(1, 2)
+    def forward(self, x, shapes, cos, sin):
+        """x: [tokens, hidden]; `shapes`: (rows, length) of each group of rows that lie in it one after another."""
+        tokens = len(x)
+        q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x))).view(tokens, self.heads, -1)
         q_nope, q_rope = q.split((self.nope, self.rope), -1)
         latent, k_rope = self.kv_a_proj_with_mqa(x).split((self.latent, self.rope), -1)
-        kv = self.kv_b_proj(self.kv_a_layernorm(latent)).view(batch, length, self.heads, -1).transpose(1, 2)
+        kv = self.kv_b_proj(self.kv_a_layernorm(latent)).view(tokens, self.heads, -1)
         k_nope, v = kv.split((self.nope, self.value), -1)
-        k_rope = rotate(k_rope[:, None], cos, sin).expand(-1, self.heads, -1, -1)
+        k_rope = rotate(k_rope[:, None], cos, sin).expand(-1, self.heads, -1)
         q = torch.cat((q_nope, rotate(q_rope, cos, sin)), -1)
         k = torch.cat((k_nope, k_rope), -1)
         # The fast kernel wants values as wide as keys.
         v = F.pad(v, (0, self.rope + self.nope - self.value))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)[..., : self.value]
-        return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
+        sizes = [rows * length for rows, length in shapes]
+        groups = zip(shapes, q.split(sizes), k.split(sizes), v.split(sizes))
+        out = torch.cat([self.attend(shape, *group) for shape, *group in groups])
+        return self.o_proj(out[..., : self.value].reshape(tokens, -1))
+
+    def attend(self, shape, *qkv):
+        q, k, v = (x.view(*shape, self.heads, -1).transpose(1, 2) for x in qkv)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
+        return out.transpose(1, 2).flatten(0, 1)
 
 
 class Mlp(nn.Module):
@@ -156,18 +164,17 @@ class Moe(nn.Module):
 
     def forward(self, x):
         """The output, and the balance loss: experts x sum over experts of (share of routes x mean probability)."""
-        flat = x.reshape(-1, x.shape[-1])
-        probabilities = F.linear(flat, self.gate.weight).softmax(-1)
+        probabilities = F.linear(x, self.gate.weight).softmax(-1)
         weights, chosen = probabilities.topk(self.top, -1)
         order = chosen.flatten().argsort()
         counts = chosen.flatten().bincount(minlength=len(self.experts))
         tokens = order // self.top
-        parts = flat[tokens].split(counts.tolist())
+        parts = x[tokens].split(counts.tolist())
         routed = torch.cat([expert(part) for expert, part in zip(self.experts, parts)])
         routed = routed * (weights.flatten()[order] * self.factor)[:, None]
-        out = self.shared_experts(flat).index_add(0, tokens, routed)
+        out = self.shared_experts(x).index_add(0, tokens, routed)
         balance = len(self.experts) * (counts / counts.sum() * probabilities.mean(0)).sum()
-        return out.view_as(x), balance, counts
+        return out, balance, counts
 
 
 class Layer(nn.Module):
@@ -200,13 +207,17 @@ class DeepseekV2(nn.Module):
                 width = 0.02 if "embed" in name or "gate.weight" in name else parameter.shape[1] ** -0.5
                 nn.init.normal_(parameter, std=width * (0.3 if narrow else 1.0))
 
-    def forward(self, tokens, wanted):
-        """Logits [wanted positions, vocabulary], the mean balance loss, and routes per layer and expert."""
-        angles = torch.arange(tokens.shape[1])[:, None] * self.frequencies
+    def forward(self, tokens, shapes, wanted):
+        """Logits [wanted positions, vocabulary], the mean balance loss, and routes per layer and expert.
+
+        `tokens`: groups of rows, flat; `shapes`: the (rows, length) of each; `wanted`: which positions.
+        """
+        positions = torch.cat([torch.arange(length).repeat(rows) for rows, length in shapes])
+        angles = positions[:, None, None] * self.frequencies
         cos, sin = angles.cos(), angles.sin()
         x, balance, routes = self.model.embed_tokens(tokens), [], []
         for layer in self.model.layers:
-            x = x + layer.self_attn(layer.input_layernorm(x), cos, sin)
+            x = x + layer.self_attn(layer.input_layernorm(x), shapes, cos, sin)
             out = layer.mlp(layer.post_attention_layernorm(x))
             if isinstance(out, tuple):
                 out, loss, counts = out

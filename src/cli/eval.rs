@@ -5,7 +5,7 @@ use std::fmt::Write;
 use clap::Args;
 
 use super::exit::Exit;
-use super::run::{self, RunArgs};
+use super::run::{self, Done, RunArgs};
 use super::terminal;
 use crate::eval::statistics::Estimate;
 use crate::eval::{EvalReport, MeasureReport};
@@ -24,46 +24,41 @@ pub(super) struct EvalArgs {
 }
 
 pub(super) fn eval(args: EvalArgs) -> Exit {
+    scored(&args).unwrap_or_else(|exit| exit)
+}
+
+fn scored(args: &EvalArgs) -> Result<Exit, Exit> {
     let EvalArgs { run, allow_commands } = args;
-    let json = run.json;
-    let done = match run::carry_out(&run, None) {
-        Ok(done) => done,
-        Err(exit) => return exit,
-    };
-    let Some(spec) = &done.job.eval else {
+    let job = run::load(run)?;
+    let Some(spec) = &job.eval else {
         terminal::say(
             "error: the job has no `[eval]` with a `scorer`\nhint: `nightshift schema job` prints its keys",
         );
-        return Exit::Usage;
+        return Err(Exit::Usage);
     };
-    if done.report.interrupted {
-        return Exit::Interrupted;
+    let failed = |error: RunError| {
+        terminal::report(&error, error.hint());
+        Exit::Error
+    };
+    let storage = Storage::new().map_err(|error| failed(error.into()))?;
+    // Hours of generating should not end with a column that is not there.
+    pipeline::expect_scorable(&storage, (&job, spec), *allow_commands).map_err(failed)?;
+    let Done { report, stop } = run::carry_out(run, &job, None)?;
+    if report.interrupted {
+        return Err(Exit::Interrupted);
     }
-    if !done.report.complete {
-        terminal::say(
-            "the output is not complete yet: it is scored when the other shards are done",
-        );
-        return Exit::Ok;
+    if !report.complete {
+        terminal::say("not complete yet: it is scored when the other shards are done");
+        return Ok(Exit::Ok);
     }
-    let storage = Storage::new().map_err(RunError::from);
-    let found = storage.and_then(|storage| {
-        pipeline::evaluate(&storage, (&done.job, spec), allow_commands, &done.stop)
-    });
-    match found {
-        Err(error) => {
-            terminal::report(&error, error.hint());
-            Exit::Error
-        }
-        Ok(None) => Exit::Interrupted,
-        Ok(Some(report)) => {
-            let text = match json {
-                true => serde_json::to_string_pretty(&report).expect("a report has text keys only"),
-                false => terminal::escaped(described(&report)),
-            };
-            terminal::data(&text);
-            if report.failed_rows > 0 { Exit::SomeFailed } else { Exit::Ok }
-        }
-    }
+    let found = pipeline::evaluate(&storage, (&job, spec), *allow_commands, &stop);
+    let report = found.map_err(failed)?.ok_or(Exit::Interrupted)?;
+    let text = match run.json {
+        true => serde_json::to_string_pretty(&report).expect("a report has text keys only"),
+        false => terminal::escaped(described(&report)),
+    };
+    terminal::data(&text);
+    Ok(if report.failed_rows > 0 { Exit::SomeFailed } else { Exit::Ok })
 }
 
 /// The tables, as people read them.

@@ -66,7 +66,8 @@ pub(super) fn retry(args: RetryArgs) -> Exit {
 }
 
 fn start(args: RunArgs, retry: Option<Vec<FailureCode>>) -> Exit {
-    let Done { report, .. } = match carry_out(&args, retry) {
+    let done = load(&args).and_then(|job| carry_out(&args, &job, retry));
+    let Done { report, .. } = match done {
         Ok(done) => done,
         Err(exit) => return exit,
     };
@@ -84,19 +85,26 @@ fn start(args: RunArgs, retry: Option<Vec<FailureCode>>) -> Exit {
 
 /// A run that came to its end.
 pub(super) struct Done {
-    pub(super) job: Job,
     pub(super) report: RunReport,
     /// Requested when the process shall end.
     pub(super) stop: Stop,
 }
 
-/// Runs a job and says on stderr what became of it.
-pub(super) fn carry_out(args: &RunArgs, retry: Option<Vec<FailureCode>>) -> Result<Done, Exit> {
+/// Starts the log and reads the job file.
+pub(super) fn load(args: &RunArgs) -> Result<Job, Exit> {
     args.log.start(args.quiet);
-    let job = Job::load(&args.job, &args.overrides.overrides()).map_err(|error| {
+    Job::load(&args.job, &args.overrides.overrides()).map_err(|error| {
         terminal::report(&error, error.hint());
         Exit::Usage
-    })?;
+    })
+}
+
+/// Runs a job and says on stderr what became of it.
+pub(super) fn carry_out(
+    args: &RunArgs,
+    job: &Job,
+    retry: Option<Vec<FailureCode>>,
+) -> Result<Done, Exit> {
     let shard =
         args.shard.as_deref().map(|text| Shard::parse(text, |name| std::env::var(name).ok()));
     let shard = shard.transpose().map_err(|message| {
@@ -109,7 +117,7 @@ pub(super) fn carry_out(args: &RunArgs, retry: Option<Vec<FailureCode>>) -> Resu
     let result = std::thread::scope(|scope| {
         let display = Display::start(scope, &progress, args.quiet);
         let storage = Storage::new().map_err(RunError::from);
-        let result = storage.and_then(|s| pipeline::run(&s, &job, choice, &progress, &stop));
+        let result = storage.and_then(|s| pipeline::run(&s, job, choice, &progress, &stop));
         display.end();
         result
     });
@@ -120,7 +128,7 @@ pub(super) fn carry_out(args: &RunArgs, retry: Option<Vec<FailureCode>>) -> Resu
     if !args.quiet {
         terminal::say(&summary::of_run(&report));
     }
-    Ok(Done { job, report, stop })
+    Ok(Done { report, stop })
 }
 
 /// The first SIGINT or SIGTERM ends the run politely, the second at once, as does the end of the time

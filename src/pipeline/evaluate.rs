@@ -11,7 +11,7 @@ use crate::eval::{
     EvalReport, EvalSpec, Judged, RowPlace, Sample, ScoredRow, Scorer, Tables, code_of, heat_map,
     judge, score_continuations, score_samples,
 };
-use crate::input::{Input, Partition};
+use crate::input::{Input, InputSpec, Partition};
 use crate::job::Job;
 use crate::output::{PartId, SampleReader, ScoreWriter, StoredSample, StoredScore};
 use crate::prompt::{RowTemplate, converted};
@@ -61,6 +61,46 @@ struct Judge<'a> {
 /// A row's columns, or why it has none.
 type Columns = Result<Map<String, Value>, RowFailure>;
 
+/// Rows that are looked at for the columns of `[eval]`, and how many at a time: some have megabytes.
+const LOOKED_AT: (u64, u64) = (1000, 8);
+
+/// Finds out before anything is generated whether a job could be scored.
+pub fn expect_scorable(
+    storage: &Storage,
+    (job, spec): (&Job, &EvalSpec),
+    allow_commands: bool,
+) -> Result<(), RunError> {
+    Judge::new(spec, allow_commands)?;
+    let all = job.input.all_columns();
+    let limit = if all.limit == 0 { LOOKED_AT.0 } else { all.limit.min(LOOKED_AT.0) };
+    let input = Input::discover(storage, InputSpec { limit, ..all }, LOOKED_AT.1)?;
+    let (mut missing, mut rows) = (named_columns(spec), 0);
+    for partition in input.partitions() {
+        for row in input.columns(partition)?.iter().flatten() {
+            missing.retain(|(_, column)| !row.contains_key(*column));
+            rows += 1;
+        }
+        if missing.is_empty() {
+            break;
+        }
+    }
+    // A column that none of the first rows has is a typing error.
+    match missing.first() {
+        Some((key, column)) if rows > 0 => {
+            Err(EvalError::NoColumn { key, column: (*column).clone() }.into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The columns that `[eval]` names, and where.
+fn named_columns(spec: &EvalSpec) -> Vec<(&'static str, &String)> {
+    let reference = spec.reference.iter().map(|column| ("eval.reference", column));
+    let group = spec.group.iter().map(|column| ("eval.group", column));
+    let heat_map = spec.heat_map.iter().flatten().map(|column| ("eval.heat_map", column));
+    reference.chain(group).chain(heat_map).collect()
+}
+
 /// Scores a complete output. None: it shall stop before it is done.
 pub fn evaluate(
     storage: &Storage,
@@ -74,17 +114,12 @@ pub fn evaluate(
     let reader = SampleReader::open(storage, &root)?;
     let writer = ScoreWriter::begin(storage, &root)?;
     let mut tables = Tables::new(spec, root.to_string());
-    let mut looked = false;
     for partition in input.partitions() {
         if stop.requested() {
             return Ok(None);
         }
         let part = part(&input, partition);
         let columns = input.columns(partition)?;
-        if !looked && columns.iter().any(Result::is_ok) {
-            expect_columns(spec, &columns)?;
-            looked = true;
-        }
         let samples = reader.read(&part, partition.rows)?;
         let rows = by_row(samples, partition, &columns);
         let scored: Vec<(RowPlace, ScoredRow, Vec<StoredScore>)> =
@@ -124,19 +159,6 @@ fn by_row<'a>(
         rows[(sample.row_index - partition.first_row) as usize].1.push(sample);
     }
     rows
-}
-
-/// A column of `[eval]` that none of the first rows has is a typing error.
-fn expect_columns(spec: &EvalSpec, columns: &[Columns]) -> Result<(), EvalError> {
-    let reference = spec.reference.iter().map(|column| ("eval.reference", column));
-    let group = spec.group.iter().map(|column| ("eval.group", column));
-    let heat_map = spec.heat_map.iter().flatten().map(|column| ("eval.heat_map", column));
-    for (key, column) in reference.chain(group).chain(heat_map) {
-        if !columns.iter().flatten().any(|row| row.contains_key(column)) {
-            return Err(EvalError::NoColumn { key, column: column.clone() });
-        }
-    }
-    Ok(())
 }
 
 impl<'a> Judge<'a> {

@@ -43,7 +43,7 @@ use crate::row::FailureCode;
 use crate::storage::Storage;
 
 pub use error::RunError;
-pub use evaluate::{EvalError, evaluate};
+pub use evaluate::{EvalError, evaluate, expect_scorable};
 pub use merge::{MergeFormat, merge};
 pub use niah::{NiahSpec, niah};
 pub use prepare::Prepared;

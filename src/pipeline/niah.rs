@@ -62,10 +62,15 @@ fn turn(content: &str) -> Message {
 
 fn written(row: &NiahRow, chat: bool) -> Value {
     let NiahRow { context_tokens, depth_percent, repeat, prompt, prompt_tokens, reference } = row;
+    // Whole percents are written as such: they label the heat map.
+    let depth = match depth_percent.fract() == 0.0 {
+        true => json!(*depth_percent as i64),
+        false => json!(depth_percent),
+    };
     let mut value = json!({
         "id": format!("{context_tokens}-{depth_percent}-{repeat}"),
         "context_tokens": context_tokens,
-        "depth_percent": depth_percent,
+        "depth_percent": depth,
         "prompt_tokens": prompt_tokens,
         "reference": reference,
     });

@@ -237,6 +237,15 @@ fn scoring_again_by_other_rules_leaves_the_parts_alone() {
 }
 
 #[test]
+fn what_could_not_be_scored_is_not_generated() {
+    let eval = "[eval]\nscorer = 'exact'\nreference = 'anser'\n";
+    let bench = Bench::new(&row(0, "Paris", json!("Paris"), "a"), &forced(eval));
+    let run = bench.tool(&["eval", &bench.path("job.toml").display().to_string(), "--quiet"]);
+    assert_eq!(run.status.code(), Some(1), "{}", String::from_utf8_lossy(&run.stderr));
+    assert!(!bench.path("out").exists());
+}
+
+#[test]
 fn samples_vote_and_the_most_probable_one_is_known() {
     let rows: String = (0..12)
         .map(|id| json!({ "q": format!("Q{id}"), "answer": "1" }).to_string() + "\n")
@@ -395,6 +404,7 @@ fn a_grid_of_needles_is_made_run_and_drawn() {
     }
     let svg = std::fs::read_to_string(bench.path("out/eval/heat_map.svg")).unwrap();
     assert!(svg.starts_with("<svg") && svg.matches("<rect").count() == 7, "{svg}");
+    assert!(svg.contains(">100</text>") && !svg.contains(">100.0</text>"), "{svg}");
     let refused = bench.tool(&["niah", "--model", "x", "--haystack", "y", "--depths", "101"]);
     assert_eq!(refused.status.code(), Some(2));
 }

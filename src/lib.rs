@@ -20,13 +20,14 @@
 //! parts and the input again, and [`eval`] turns them into scores, tables and pictures beside the parts.
 //!
 //! The rooms stand on floors; a room uses lower floors only:
-//! `cli` 6 · `pipeline` 5 · `job` 4 · `engine`, `sizing` 3 · `input`, `prompt`, `batch`, `output`, `model`, `eval` 2 ·
+//! `cli` 6 · `pipeline` 5 · `job`, `bench` 4 · `engine`, `sizing` 3 · `input`, `prompt`, `batch`, `output`, `model`, `eval` 2 ·
 //! `ops`, `parallel`, `storage` 1 · `row`, `sampling` 0.
 //!
 //! Stage 7 runs on one rank or many ([`parallel`]); what they take and how fast hardware would be with a model
-//! is computed beforehand ([`sizing`]).
+//! is computed beforehand ([`sizing`]), and measured here ([`bench`]).
 
 pub mod batch;
+pub mod bench;
 pub mod cli;
 pub mod engine;
 pub mod eval;

@@ -1,5 +1,6 @@
 //! Words to and from the terminal: one file for each command. Nothing else prints.
 
+mod bench;
 mod check;
 mod confine;
 mod display;
@@ -45,6 +46,7 @@ enum Command {
     Status(status::StatusArgs),
     Verify(verify::VerifyArgs),
     Merge(verify::MergeArgs),
+    Bench(bench::BenchArgs),
     Schema(SchemaArgs),
     #[command(hide = true)]
     Confine(confine::ConfineArgs),
@@ -128,6 +130,7 @@ pub fn main() -> Exit {
         Command::Status(args) => status::status(args),
         Command::Verify(args) => verify::verify(args),
         Command::Merge(args) => verify::merge(args),
+        Command::Bench(args) => bench::bench(args),
         Command::Schema(SchemaArgs { of }) => {
             let schema = match of {
                 SchemaOf::Job => job_schema(),

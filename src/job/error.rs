@@ -22,6 +22,9 @@ pub enum JobError {
     /// The file cannot be read.
     #[error("cannot read job file `{}`", path.display())]
     Read { path: PathBuf, source: std::io::Error },
+    /// Options of a command that stand for a job's keys are wrong.
+    #[error("the options have {}", Listed(problems))]
+    Options { problems: Vec<Problem> },
     /// The file is wrong.
     #[error("job file `{}` has {}", path.display(), Listed(problems))]
     Invalid { path: PathBuf, problems: Vec<Problem> },

@@ -158,6 +158,16 @@ impl Job {
             .map_err(|problems| JobError::Invalid { path: path.into(), problems })
     }
 
+    /// A model's job without rows, for who wants to know how its model is to be run: `[model]`,
+    /// `[devices]` and `[batch]` as the overrides have them.
+    pub fn of_model(path: &str, overrides: &Overrides) -> Result<Self, Vec<Problem>> {
+        let path = toml::Value::String(path.into());
+        let text = format!(
+            "[model]\npath = {path}\n[input]\npaths = ['-']\nprompt = '-'\n[output]\npath = '-'\n"
+        );
+        Self::parse(&text, "model".into(), Path::new(""), overrides)
+    }
+
     /// Checks a job file's text.
     pub fn parse(
         text: &str,

@@ -116,6 +116,11 @@ impl Attention {
         query + self.latent.weight.bytes() + heads + self.output.weight.bytes()
     }
 
+    /// Bytes of weights that a step reads: prompts and generated tokens read keys in forms of their own.
+    pub(super) fn step_bytes(&self) -> usize {
+        self.bytes() - self.head_weights.iter().map(|head| head.key.bytes()).sum::<usize>()
+    }
+
     /// `[tokens, hidden]` → the same; writes the step's latents into the cache first.
     pub(super) fn forward(
         &self,

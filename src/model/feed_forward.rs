@@ -69,12 +69,28 @@ impl FeedForward {
 
     /// Bytes of weights as they are held.
     pub(super) fn bytes(&self) -> usize {
-        let bytes = |expert: &Expert| expert.gate_up.bytes() + expert.down.bytes();
+        let routed = match self {
+            Self::Dense(_) => 0,
+            Self::Mixture { routed, .. } => routed.own.iter().map(bytes).sum(),
+        };
+        self.step_bytes() + routed
+    }
+
+    /// Bytes of weights that every step reads.
+    pub(super) fn step_bytes(&self) -> usize {
         match self {
             Self::Dense(expert) => bytes(expert),
-            Self::Mixture { router, routed, shared, .. } => {
-                router.bytes() + routed.own.iter().chain(shared).map(bytes).sum::<usize>()
+            Self::Mixture { router, shared, .. } => {
+                router.bytes() + shared.as_ref().map_or(0, bytes)
             }
+        }
+    }
+
+    /// Bytes of one routed expert; 0 in a dense layer.
+    pub(super) fn routed_expert_bytes(&self) -> usize {
+        match self {
+            Self::Dense(_) => 0,
+            Self::Mixture { routed, .. } => routed.own.first().map_or(0, bytes),
         }
     }
 
@@ -128,6 +144,11 @@ fn expert(
     );
     let down = checkpoint.matrix(&format!("{prefix}.down_proj.weight"), hidden, width, numerics)?;
     Ok(Expert { gate_up, down })
+}
+
+/// Bytes of an expert's weights.
+fn bytes(expert: &Expert) -> usize {
+    expert.gate_up.bytes() + expert.down.bytes()
 }
 
 fn apply(expert: &Expert, x: &Tensor) -> CandleResult<Tensor> {

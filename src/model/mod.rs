@@ -6,6 +6,7 @@ mod attention;
 mod config;
 mod error;
 mod feed_forward;
+mod footprint;
 mod header;
 mod parameters;
 mod parts;
@@ -17,6 +18,7 @@ mod weights;
 
 pub use config::{Config, MoeConfig, Yarn};
 pub use error::ModelError;
+pub use footprint::Footprint;
 pub use header::Header;
 pub use parameters::LayerParameters;
 pub use parts::ModelParts;

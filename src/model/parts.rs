@@ -80,6 +80,10 @@ impl ModelParts {
         self.parts.iter().map(Model::weight_bytes).sum()
     }
 
+    pub(super) fn parts(&self) -> &[Model] {
+        &self.parts
+    }
+
     /// The part of each rank, stage by stage.
     pub fn into_parts(self) -> Vec<Model> {
         self.parts

@@ -19,22 +19,22 @@ pub struct Model {
     config: Config,
     /// In the first stage.
     embedding: Option<Embedding>,
-    layers: Vec<Layer>,
+    pub(super) layers: Vec<Layer>,
     /// In the last stage.
-    head: Option<Head>,
+    pub(super) head: Option<Head>,
     frequencies: Vec<f32>,
 }
 
-struct Head {
+pub(super) struct Head {
     norm: Vec<f32>,
-    weight: Matrix,
+    pub(super) weight: Matrix,
 }
 
-struct Layer {
+pub(super) struct Layer {
     attention_norm: Vec<f32>,
-    attention: Attention,
+    pub(super) attention: Attention,
     feed_forward_norm: Vec<f32>,
-    feed_forward: FeedForward,
+    pub(super) feed_forward: FeedForward,
 }
 
 /// The embedding's rows, as they are held.

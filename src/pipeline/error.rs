@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::evaluate::EvalError;
+use crate::bench::BenchError;
 use crate::engine::EngineError;
 use crate::input::InputError;
 use crate::model::ModelError;
@@ -29,6 +30,8 @@ pub enum RunError {
     Engine(#[from] EngineError),
     #[error(transparent)]
     Output(#[from] OutputError),
+    #[error(transparent)]
+    Bench(#[from] BenchError),
     #[error("cannot fetch the model to `{}`", folder.display())]
     Fetch { folder: PathBuf, source: std::io::Error },
     #[error(transparent)]
@@ -58,6 +61,7 @@ impl RunError {
             Self::Layout(error) => error.hint(),
             Self::Engine(error) => error.hint(),
             Self::Output(error) => error.hint(),
+            Self::Bench(error) => error.hint(),
             Self::Eval(error) => error.hint(),
             Self::Merge { .. } | Self::Niah(_) => None,
             Self::Fetch { .. } => Some(

@@ -6,6 +6,7 @@
 //! ```
 //! Two threads beside the engine's; the window bounds what lies between reading and committing.
 
+mod bench;
 mod commit;
 mod error;
 mod evaluate;
@@ -26,6 +27,7 @@ mod stop;
 mod verify;
 mod window;
 
+use std::path::Path;
 use std::sync::mpsc::{channel, sync_channel};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -42,6 +44,7 @@ use crate::output::{Output, Status};
 use crate::row::FailureCode;
 use crate::storage::Storage;
 
+pub use bench::bench;
 pub use error::RunError;
 pub use evaluate::{EvalError, evaluate, expect_scorable};
 pub use merge::{MergeFormat, merge};
@@ -197,12 +200,7 @@ fn failed<'a>(
 
 fn load(job: &Job, prepared: &Prepared, progress: &Progress) -> Result<Engine, RunError> {
     plan::refuse_what_does_not_fit(job, &prepared.config)?;
-    progress.enter(Phase::Loading);
-    let numerics = job.numerics();
-    let model = ModelParts::load(&prepared.model_folder, numerics, job.topology, &|bytes, of| {
-        progress.load_bytes.store(bytes, std::sync::atomic::Ordering::Relaxed);
-        progress.load_bytes_total.store(of, std::sync::atomic::Ordering::Relaxed);
-    })?;
+    let model = load_model(job, &prepared.model_folder, progress)?;
     let spec = EngineSpec {
         threads: job.threads,
         max_sequences: job.batch.max_sequences,
@@ -213,6 +211,14 @@ fn load(job: &Job, prepared: &Prepared, progress: &Progress) -> Result<Engine, R
         logprobs: Logprobs { chosen: job.output.include.logprobs, top: job.top_logprobs as usize },
     };
     Ok(Engine::new(model, prepared.text.clone(), spec)?)
+}
+
+fn load_model(job: &Job, folder: &Path, progress: &Progress) -> Result<ModelParts, RunError> {
+    progress.enter(Phase::Loading);
+    Ok(ModelParts::load(folder, job.numerics(), job.topology, &|bytes, of| {
+        progress.load_bytes.store(bytes, std::sync::atomic::Ordering::Relaxed);
+        progress.load_bytes_total.store(of, std::sync::atomic::Ordering::Relaxed);
+    })?)
 }
 
 fn auto_cache(config: &Config, job: &Job) -> u64 {

@@ -1,6 +1,7 @@
 //! Behaviour of nightshift from outside, one module for each subject.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod bench;
 mod checkpoint;
 mod durable;
 mod engine;

@@ -107,7 +107,7 @@ impl FeedForward {
                 let routing = ops::route(&logits, routed.experts, *choice);
                 let y = routed.forward(x, &routing, ranks)?;
                 let y = match shared {
-                    Some(shared) => (y + apply(shared, x)?)?,
+                    Some(shared) => ops::add(&y, &apply(shared, x)?)?,
                     None => y,
                 };
                 Ok((y, Some(routing)))

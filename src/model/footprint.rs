@@ -31,7 +31,10 @@ fn footprint(part: &Model) -> Footprint {
     let layers = part.layers.iter();
     Footprint {
         layers: layers.clone().map(step_bytes).sum(),
-        routed_expert: layers.map(|l| l.feed_forward.routed_expert_bytes() as u64).max().unwrap_or(0),
+        routed_expert: layers
+            .map(|l| l.feed_forward.routed_expert_bytes() as u64)
+            .max()
+            .unwrap_or(0),
         head: part.head.as_ref().map_or(0, |head| head.weight.bytes() as u64),
     }
 }

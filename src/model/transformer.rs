@@ -148,10 +148,11 @@ impl Model {
         };
         for (index, layer) in self.layers.iter().enumerate() {
             let normed = ops::rms_norm(&x, &layer.attention_norm, epsilon)?;
-            x = (x + layer.attention.forward(&normed, step, &rotation, (pool, index))?)?;
+            let y = layer.attention.forward(&normed, step, &rotation, (pool, index))?;
+            x = ops::add(&x, &y)?;
             let normed = ops::rms_norm(&x, &layer.feed_forward_norm, epsilon)?;
             let (y, routing) = layer.feed_forward.forward(&normed, ranks)?;
-            x = (x + y)?;
+            x = ops::add(&x, &y)?;
             routings.extend(routing);
         }
         let logits = match &self.head {

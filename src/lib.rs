@@ -24,7 +24,7 @@
 //! `ops`, `parallel`, `storage` 1 · `row`, `sampling` 0.
 //!
 //! Stage 7 runs on one rank or many ([`parallel`]); what they take and how fast hardware would be with a model
-//! is computed beforehand ([`sizing`]), and measured here ([`bench`]).
+//! is computed beforehand ([`sizing`]), and measured here ([`bench`](mod@bench)).
 
 pub mod batch;
 pub mod bench;

@@ -84,7 +84,7 @@ impl Engine {
         let config = model.config().clone();
         let topology = model.topology();
         let ranks = topology.ranks_per_stage;
-        let block_bytes = LatentPool::block_bytes(config.layers, config.latent_width());
+        let block_bytes = model.block_bytes();
         let blocks = (spec.cache_bytes / block_bytes) as usize / ranks;
         if blocks == 0 {
             return Err(EngineError::Cache { bytes: spec.cache_bytes, block_bytes, ranks });

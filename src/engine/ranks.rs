@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use super::EngineError;
 use crate::model::{Model, ModelError, ModelParts, Step, StepOutput};
 use crate::ops::LatentPool;
-use crate::parallel::{Collective, Place, Topology, local};
+use crate::parallel::{Collective, OnDevice, Place, Topology, local};
 
 /// All ranks of a model.
 pub(super) struct Ranks {
@@ -139,8 +139,13 @@ impl Rank {
                     return model;
                 }
             };
-            let width = model.config().latent_width();
-            let cache = LatentPool::new(model.layers(), blocks, width);
+            let cache = match model.pool(blocks) {
+                Ok(cache) => cache,
+                Err(error) => {
+                    let _ = send_ready.send(Err(error.into()));
+                    return model;
+                }
+            };
             let _ = send_ready.send(Ok(()));
             work(model, cache, inbox, outbox)
         };
@@ -162,6 +167,7 @@ fn work(
 ) -> Model {
     let mut connection: Option<Box<dyn Collective>> = None;
     for Task { step, connection: new } in tasks {
+        let new = new.map(|ranks| on_device(&model, ranks));
         let Some(mut ranks) = new.or_else(|| connection.take()) else { break };
         // A step that panics leaves nothing behind but latents that the next attempt writes again.
         let forward = || model.forward_among(&step, &mut cache, ranks.as_mut());
@@ -179,6 +185,14 @@ fn work(
         }
     }
     model
+}
+
+/// The CPU's ranks share their memory; others bring what they get to their own device.
+fn on_device(model: &Model, ranks: Box<dyn Collective>) -> Box<dyn Collective> {
+    match model.device().is_cpu() {
+        true => ranks,
+        false => Box::new(OnDevice::new(model.device().clone(), ranks)),
+    }
 }
 
 fn panicked(panic: Box<dyn Any + Send>) -> EngineError {

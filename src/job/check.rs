@@ -15,6 +15,7 @@ use super::setting::Setting;
 use super::written::line_of;
 use super::{BatchSpec, ErrorBudget, ExamplesSpec, Job, RunSpec};
 use crate::input::{DEFAULT_MAX_LINE_BYTES, FormatChoice, InputSpec, PromptColumns};
+use crate::ops;
 use crate::output::{Compression, Include, OutputSpec};
 use crate::parallel::Topology;
 use crate::prompt::{PromptSpec, TooLong};
@@ -52,10 +53,11 @@ pub(super) fn check(
     for (key, count) in [("devices.ranks", devices.ranks), ("devices.stages", devices.stages)] {
         report.expect((1..=MAX_RANKS).contains(&count), key, "expected 1 to 1024");
     }
+    let kind = device_kind(devices.kind);
     report.expect(
-        devices.kind == DeviceKind::Cpu,
+        kind.is_built(),
         "devices.kind",
-        "this build of nightshift computes on the CPU only; use \"cpu\"",
+        "this build of nightshift computes on the CPU only; build it with `cargo build --release --features cuda`, or use \"cpu\"",
     );
     let sampling = sampling_spec(sampling);
     for problem in sampling.defaults().problems() {
@@ -100,6 +102,10 @@ pub(super) fn check(
         },
     });
     // Written only where they say something: outputs of jobs without them stay the same job's.
+    if kind == ops::DeviceKind::Cuda {
+        // A GPU rounds and sums otherwise than the CPU.
+        identity["model"]["numerics"] = json!("cuda");
+    }
     for (key, value) in [
         ("continuations", json!(input.continuations)),
         ("examples", json!(input.examples)),
@@ -115,6 +121,7 @@ pub(super) fn check(
         base: base.into(),
         model_path,
         dtype: model.dtype,
+        device: kind,
         threads: devices.threads,
         topology: Topology { stages: devices.stages, ranks_per_stage: devices.ranks },
         prompt: PromptSpec {
@@ -238,6 +245,13 @@ fn check_continuations(input: &InputSection, sampling: &SamplingSpec, report: &m
     report.expect(free, key, "are given, not generated: no constraint can hold for them");
     let count = input.continuations.len() <= MAX_SAMPLES as usize;
     report.expect(count, key, "are more than 1024");
+}
+
+fn device_kind(written: DeviceKind) -> ops::DeviceKind {
+    match written {
+        DeviceKind::Cpu => ops::DeviceKind::Cpu,
+        DeviceKind::Cuda => ops::DeviceKind::Cuda,
+    }
 }
 
 fn sampling_spec(section: SamplingSection) -> SamplingSpec {

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use crate::eval::EvalSpec;
 use crate::input::InputSpec;
+use crate::ops::DeviceKind;
 use crate::output::OutputSpec;
 use crate::parallel::Topology;
 use crate::prompt::PromptSpec;
@@ -35,6 +36,8 @@ pub struct Job {
     pub model_path: String,
     /// How weights are held.
     pub dtype: Dtype,
+    /// What it computes on.
+    pub device: DeviceKind,
     /// Compute threads; 0: all cores.
     pub threads: usize,
     /// Over which ranks the model is spread.
@@ -204,6 +207,21 @@ mod tests {
         let typo = problems.iter().find(|p| p.key == "sampling.temprature").unwrap();
         assert_eq!(typo.hint.as_deref(), Some("did you mean `temperature`?"));
         assert_eq!(typo.line, Some(12));
+    }
+
+    #[test]
+    fn a_gpu_is_identity_and_a_program_without_one_says_how_to_get_it() {
+        match (parse(LEAST, &["devices.kind=cuda"]), DeviceKind::Cuda.is_built()) {
+            (Ok(job), true) => {
+                let cpu = parse(LEAST, &[]).unwrap();
+                assert_ne!(fingerprint(&job.identity), fingerprint(&cpu.identity));
+            }
+            (Err(problems), false) => {
+                assert_eq!(problems[0].key, "devices.kind");
+                assert!(problems[0].message.contains("--features cuda"), "{}", problems[0].message);
+            }
+            (found, built) => panic!("built for CUDA: {built}, found {found:?}"),
+        }
     }
 
     #[test]

@@ -4,9 +4,9 @@
 
 use candle_core::{Result, Tensor};
 
-use super::weights::Checkpoint;
-use super::{Config, ModelError, Step};
-use crate::ops::{self, HeadWeights, Heads, Held, LatentPool, Matrix, Rotation};
+use super::loader::Loader;
+use super::{Config, ModelError};
+use crate::ops::{self, Frame, Heads, KeyValueWeights, LatentPool, Weight};
 
 /// Epsilon of the norms of compressed query and latent: the released classes' default, whatever the
 /// config says for the layers' norms.
@@ -14,8 +14,8 @@ const LATENT_NORM_EPSILON: f32 = 1e-6;
 
 /// A product with an optional bias.
 struct Linear {
-    weight: Matrix,
-    bias: Option<Vec<f32>>,
+    weight: Weight,
+    bias: Option<Tensor>,
 }
 
 impl Linear {
@@ -27,27 +27,26 @@ impl Linear {
 
 enum Query {
     /// `q_proj`.
-    Full(Matrix),
+    Full(Weight),
     /// `q_b(norm(q_a(x)))`.
-    Compressed { down: Linear, norm: Vec<f32>, up: Matrix },
+    Compressed { down: Linear, norm: Tensor, up: Weight },
 }
 
 /// The attention of one layer.
 pub(super) struct Attention {
     query: Query,
     latent: Linear,
-    latent_norm: Vec<f32>,
-    head_weights: Vec<HeadWeights>,
+    latent_norm: Tensor,
+    keys_and_values: KeyValueWeights,
     output: Linear,
     heads: Heads,
 }
 
 impl Attention {
     pub(super) fn load(
-        checkpoint: &Checkpoint,
+        loader: &Loader,
         config: &Config,
         layer: usize,
-        held: Held,
     ) -> std::result::Result<Self, ModelError> {
         let heads = Heads {
             count: config.heads,
@@ -62,10 +61,9 @@ impl Attention {
                       outputs: usize,
                       inputs: usize|
          -> std::result::Result<Linear, ModelError> {
-            let weight =
-                checkpoint.matrix(&format!("{prefix}.{name}.weight"), outputs, inputs, held)?;
+            let weight = loader.weight(&format!("{prefix}.{name}.weight"), outputs, inputs)?;
             let bias = match config.attention_bias {
-                true => Some(checkpoint.vector(&format!("{prefix}.{name}.bias"), outputs)?),
+                true => Some(loader.vector(&format!("{prefix}.{name}.bias"), outputs)?),
                 false => None,
             };
             Ok(Linear { weight, bias })
@@ -74,36 +72,29 @@ impl Attention {
         let output = linear("o_proj", config.hidden_size, heads.count * heads.value)?;
         let query_width = heads.count * (heads.nope + heads.rope);
         let query = match config.q_lora_rank {
-            None => Query::Full(checkpoint.matrix(
+            None => Query::Full(loader.weight(
                 &format!("{prefix}.q_proj.weight"),
                 query_width,
                 config.hidden_size,
-                held,
             )?),
             Some(rank) => Query::Compressed {
                 down: linear("q_a_proj", rank, config.hidden_size)?,
-                norm: checkpoint.vector(&format!("{prefix}.q_a_layernorm.weight"), rank)?,
-                up: checkpoint.matrix(
-                    &format!("{prefix}.q_b_proj.weight"),
-                    query_width,
-                    rank,
-                    held,
-                )?,
+                norm: loader.vector(&format!("{prefix}.q_a_layernorm.weight"), rank)?,
+                up: loader.weight(&format!("{prefix}.q_b_proj.weight"), query_width, rank)?,
             },
         };
         let latent_norm =
-            checkpoint.vector(&format!("{prefix}.kv_a_layernorm.weight"), heads.latent)?;
-        let head_weights =
-            head_weights(checkpoint, &format!("{prefix}.kv_b_proj.weight"), heads, held)?;
-        Ok(Self { query, latent, latent_norm, head_weights, output, heads })
+            loader.vector(&format!("{prefix}.kv_a_layernorm.weight"), heads.latent)?;
+        let keys_and_values =
+            loader.keys_and_values(&format!("{prefix}.kv_b_proj.weight"), heads)?;
+        Ok(Self { query, latent, latent_norm, keys_and_values, output, heads })
     }
 
     /// `[tokens, hidden]` → the same; writes the step's latents into the cache first.
     pub(super) fn forward(
         &self,
         x: &Tensor,
-        step: &Step,
-        rotation: &Rotation,
+        frame: &Frame,
         (pool, layer): (&mut LatentPool, usize),
     ) -> Result<Tensor> {
         let q = match &self.query {
@@ -112,39 +103,10 @@ impl Attention {
                 up.product(&ops::rms_norm(&down.forward(x)?, norm, LATENT_NORM_EPSILON)?)?
             }
         };
-        let q = ops::rotate_queries(&q, self.heads.count, rotation)?;
+        let q = ops::rotate_queries(&q, self.heads.count, frame)?;
         let latents = self.latent.forward(x)?;
-        ops::store_latents(
-            &latents,
-            &self.latent_norm,
-            LATENT_NORM_EPSILON,
-            rotation,
-            &step.slots,
-            (pool, layer),
-        )?;
-        let attended = ops::attend(&q, self.heads, &self.head_weights, &step.spans, (pool, layer))?;
+        ops::store_latents(&latents, &self.latent_norm, LATENT_NORM_EPSILON, frame, (pool, layer))?;
+        let attended = ops::attend(&q, self.heads, &self.keys_and_values, frame, (pool, layer))?;
         self.output.forward(&attended)
     }
-}
-
-/// Cuts `kv_b_proj` into heads: of each head the keys' rows come first, then the values'.
-fn head_weights(
-    checkpoint: &Checkpoint,
-    name: &str,
-    heads: Heads,
-    held: Held,
-) -> std::result::Result<Vec<HeadWeights>, ModelError> {
-    let Heads { count, nope, value, latent, .. } = heads;
-    let rows = nope + value;
-    let elements = checkpoint.elements(name, &[count * rows, latent])?;
-    let head = |h: usize| HeadWeights {
-        key: Matrix::pack(nope, latent, held, |o, i| elements.at((h * rows + o) * latent + i)),
-        key_transposed: Matrix::pack(latent, nope, held, |o, i| {
-            elements.at((h * rows + i) * latent + o)
-        }),
-        value: Matrix::pack(value, latent, held, |o, i| {
-            elements.at((h * rows + nope + o) * latent + i)
-        }),
-    };
-    Ok((0..count).map(head).collect())
 }

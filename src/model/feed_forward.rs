@@ -3,61 +3,59 @@
 //! Source: DeepSeek-V2 (arXiv:2405.04434) §2.2; `DeepseekV2MLP` and `DeepseekV2MoE` in the released
 //! modeling file.
 
-use candle_core::{Result as CandleResult, Tensor};
+use candle_core::Tensor;
 
 use super::config::MoeConfig;
+use super::loader::Loader;
 use super::parts::Part;
 use super::routed::RoutedExperts;
-use super::weights::Checkpoint;
 use super::{Config, ModelError};
-use crate::ops::{self, Choice, Expert, Held, Matrix, Routing};
+use crate::ops::{Choice, Experts, FeedForwardWeights, Routes, Weight};
 use crate::parallel::Collective;
 
 /// The feed-forward part of one layer.
 pub(super) enum FeedForward {
-    Dense(Expert),
-    Mixture { router: Matrix, choice: Choice, routed: RoutedExperts, shared: Option<Expert> },
+    Dense(FeedForwardWeights),
+    Mixture {
+        router: Weight,
+        choice: Choice,
+        routed: RoutedExperts,
+        shared: Option<FeedForwardWeights>,
+    },
 }
 
 impl FeedForward {
     pub(super) fn load(
-        checkpoint: &Checkpoint,
+        loader: &Loader,
         config: &Config,
         layer: usize,
-        (part, held): (Part, Held),
+        part: Part,
     ) -> Result<Self, ModelError> {
         let prefix = format!("model.layers.{layer}.mlp");
         let hidden = config.hidden_size;
         let Some(moe) = config.layer_moe(layer) else {
-            return Ok(Self::Dense(expert(
-                checkpoint,
+            return Ok(Self::Dense(loader.feed_forward(
                 &prefix,
                 hidden,
                 config.intermediate_size,
-                held,
             )?));
         };
         // The router decides in f32, however the other weights are held.
-        let router = checkpoint.matrix(
-            &format!("{prefix}.gate.weight"),
-            moe.routed_experts,
-            hidden,
-            Held::F32,
-        )?;
+        let router =
+            loader.wide_weight(&format!("{prefix}.gate.weight"), moe.routed_experts, hidden)?;
         let width = moe.intermediate_size;
         let own = part.topology.experts(part.place.rank, moe.routed_experts);
         let own = own
-            .map(|id| expert(checkpoint, &format!("{prefix}.experts.{id}"), hidden, width, held))
+            .map(|id| loader.feed_forward(&format!("{prefix}.experts.{id}"), hidden, width))
             .collect::<Result<_, _>>()?;
+        let own = Experts::new(own)?;
         let routed = RoutedExperts { own, experts: moe.routed_experts, topology: part.topology };
         let shared = match moe.shared_experts {
             0 => None,
-            count => Some(expert(
-                checkpoint,
+            count => Some(loader.feed_forward(
                 &format!("{prefix}.shared_experts"),
                 hidden,
                 count * width,
-                held,
             )?),
         };
         Ok(Self::Mixture { router, choice: choice(moe), routed, shared })
@@ -68,18 +66,17 @@ impl FeedForward {
         &self,
         x: &Tensor,
         ranks: &mut dyn Collective,
-    ) -> Result<(Tensor, Option<Routing>), ModelError> {
+    ) -> Result<(Tensor, Option<Routes>), ModelError> {
         match self {
-            Self::Dense(expert) => Ok((apply(expert, x)?, None)),
+            Self::Dense(weights) => Ok((weights.forward(x)?, None)),
             Self::Mixture { router, choice, routed, shared } => {
-                let logits = router.product(x)?.flatten_all()?.to_vec1::<f32>()?;
-                let routing = ops::route(&logits, routed.experts, *choice);
-                let y = routed.forward(x, &routing, ranks)?;
+                let routes = Routes::choose(&router.product(x)?, *choice)?;
+                let (y, routes) = routed.forward(x, routes, ranks)?;
                 let y = match shared {
-                    Some(shared) => (y + apply(shared, x)?)?,
+                    Some(shared) => (y + shared.forward(x)?)?,
                     None => y,
                 };
-                Ok((y, Some(routing)))
+                Ok((y, Some(routes)))
             }
         }
     }
@@ -92,28 +89,4 @@ fn choice(moe: &MoeConfig) -> Choice {
         normalise: moe.norm_topk_prob,
         scale: moe.routed_scaling_factor as f32,
     }
-}
-
-fn expert(
-    checkpoint: &Checkpoint,
-    prefix: &str,
-    hidden: usize,
-    width: usize,
-    held: Held,
-) -> Result<Expert, ModelError> {
-    let names = [format!("{prefix}.gate_proj.weight"), format!("{prefix}.up_proj.weight")];
-    let [gate, up] = checkpoint.pair([&names[0], &names[1]], &[width, hidden])?;
-    let gate_up = Matrix::pack_gated(
-        width,
-        hidden,
-        held,
-        |o, i| gate.at(o * hidden + i),
-        |o, i| up.at(o * hidden + i),
-    );
-    let down = checkpoint.matrix(&format!("{prefix}.down_proj.weight"), hidden, width, held)?;
-    Ok(Expert { gate_up, down })
-}
-
-fn apply(expert: &Expert, x: &Tensor) -> CandleResult<Tensor> {
-    expert.down.product(&expert.gate_up.gated_product(x)?)
 }

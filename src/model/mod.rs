@@ -7,6 +7,7 @@ mod config;
 mod error;
 mod feed_forward;
 mod header;
+mod loader;
 mod parameters;
 mod parts;
 mod routed;

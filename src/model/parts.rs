@@ -3,6 +3,9 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use candle_core::Device;
+
+use super::loader::Loader;
 use super::weights::Checkpoint;
 use super::{Config, Model, ModelError};
 use crate::ops::Held;
@@ -22,8 +25,23 @@ pub struct ModelParts {
 }
 
 impl ModelParts {
-    /// Loads a Hugging Face folder for all ranks at once; `loaded(bytes, of)` is told how far they are.
+    /// Loads a Hugging Face folder for all ranks at once, on the CPU; `loaded(bytes, of)` is told how far
+    /// they are.
     pub fn load(
+        folder: &Path,
+        held: Held,
+        topology: Topology,
+        loaded: &(dyn Fn(u64, u64) + Sync),
+    ) -> Result<Self, ModelError> {
+        Self::load_on(&[Device::Cpu], folder, held, topology, loaded)
+    }
+
+    /// The same on devices; ranks take them in turn.
+    ///
+    /// # Panics
+    /// Without devices.
+    pub fn load_on(
+        devices: &[Device],
         folder: &Path,
         held: Held,
         topology: Topology,
@@ -39,7 +57,10 @@ impl ModelParts {
         let layer_loaded =
             || loaded(bytes * (done.fetch_add(1, Ordering::Relaxed) + 1) / all, bytes);
         let load = |place: Place| {
-            Model::load_part(&checkpoint, &config, (Part { topology, place }, held), &layer_loaded)
+            let at = place.stage * topology.ranks_per_stage + place.rank;
+            let device = devices[at % devices.len()].clone();
+            let loader = Loader { checkpoint: &checkpoint, held, device };
+            Model::load_part(&loader, &config, Part { topology, place }, &layer_loaded)
         };
         let parts = std::thread::scope(|scope| {
             let ranks: Vec<_> =
@@ -72,6 +93,11 @@ impl ModelParts {
     /// Bytes of weights of all ranks, as they are held.
     pub fn weight_bytes(&self) -> u64 {
         self.parts.iter().map(Model::weight_bytes).sum()
+    }
+
+    /// Bytes that a block of the latent cache takes over all layers.
+    pub fn block_bytes(&self) -> u64 {
+        self.parts[0].block_bytes()
     }
 
     /// The part of each rank, stage by stage.
@@ -117,7 +143,8 @@ mod tests {
         let checkpoint = Checkpoint::open(folder.path()).unwrap();
         let load = |stage, rank| {
             let part = Part { topology, place: Place { stage, rank } };
-            Model::load_part(&checkpoint, &config, (part, Held::F32), &|| {})
+            let loader = Loader { checkpoint: &checkpoint, held: Held::F32, device: Device::Cpu };
+            Model::load_part(&loader, &config, part, &|| {})
         };
         assert_eq!(load(1, 2).unwrap().layers(), layers.len());
         checkpoint.finish(false).unwrap();

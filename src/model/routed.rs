@@ -7,12 +7,12 @@
 use candle_core::{Device, Result as CandleResult, Tensor};
 
 use super::ModelError;
-use crate::ops::{self, Expert, RoutesByExpert, Routing};
+use crate::ops::{self, Experts, Routes, RoutesByExpert, Routing};
 use crate::parallel::{Collective, Parcel, Topology};
 
 /// The experts of one layer that this rank holds.
 pub(super) struct RoutedExperts {
-    pub(super) own: Vec<Expert>,
+    pub(super) own: Experts,
     /// Experts of all ranks.
     pub(super) experts: usize,
     pub(super) topology: Topology,
@@ -39,8 +39,25 @@ struct Arrived {
 impl RoutedExperts {
     /// The weighted sum of each token's experts: `[tokens, hidden]` → the same.
     ///
-    /// All ranks of the stage call it together, those without tokens too.
+    /// All ranks of the stage call it together, those without tokens too. Gives the routes back, fetched to
+    /// the host where other ranks needed them.
     pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        routes: Routes,
+        ranks: &mut dyn Collective,
+    ) -> Result<(Tensor, Routes), ModelError> {
+        if ranks.ranks() == 1
+            && let Some(y) = self.own.mix(x, &routes)?
+        {
+            return Ok((y, routes));
+        }
+        let routing = routes.into_routing()?;
+        let y = self.among_ranks(x, &routing, ranks)?;
+        Ok((y, Routes::Host(routing)))
+    }
+
+    fn among_ranks(
         &self,
         x: &Tensor,
         routing: &Routing,
@@ -55,7 +72,7 @@ impl RoutedExperts {
         let arrived = ranks.all_to_all(parcels.collect::<CandleResult<_>>()?)?;
         let arrived = self.unpack(x, &errands[own], own, &arrived)?;
         let routes = RoutesByExpert::new(self.own.len(), arrived.routes.iter().copied());
-        let outputs = ops::expert_outputs(&arrived.rows, &self.own, &routes)?;
+        let outputs = self.own.outputs(&arrived.rows, &routes)?;
         let returned = arrived.starts.windows(2).enumerate().map(|(rank, bounds)| {
             match rank == own || bounds[0] == bounds[1] {
                 true => Ok(Parcel::new()),

@@ -2,15 +2,15 @@
 
 use std::path::Path;
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use half::bf16;
 
 use super::attention::Attention;
 use super::feed_forward::FeedForward;
+use super::loader::Loader;
 use super::parts::{ModelParts, Part};
-use super::weights::Checkpoint;
 use super::{Config, ModelError, Step};
-use crate::ops::{self, Held, LatentPool, Matrix, Rotation, Routing};
+use crate::ops::{self, Frame, Held, LatentPool, Rotation, Routes, Routing, Weight};
 use crate::parallel::{Alone, Collective, Topology};
 
 /// A loaded DeepSeek-V2 model, or a rank's part of one.
@@ -18,6 +18,7 @@ pub struct Model {
     config: Config,
     part: Part,
     held: Held,
+    device: Device,
     /// In the first stage.
     embedding: Option<Embedding>,
     layers: Vec<Layer>,
@@ -27,14 +28,14 @@ pub struct Model {
 }
 
 struct Head {
-    norm: Vec<f32>,
-    weight: Matrix,
+    norm: Tensor,
+    weight: Weight,
 }
 
 struct Layer {
-    attention_norm: Vec<f32>,
+    attention_norm: Tensor,
     attention: Attention,
-    feed_forward_norm: Vec<f32>,
+    feed_forward_norm: Tensor,
     feed_forward: FeedForward,
 }
 
@@ -42,6 +43,8 @@ struct Layer {
 enum Embedding {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
+    /// `[vocab, hidden]` on a device.
+    Device(Tensor),
 }
 
 /// What a step gives.
@@ -65,35 +68,36 @@ impl Model {
 
     /// Loads what one rank holds; `loaded` is called after each layer.
     pub(super) fn load_part(
-        checkpoint: &Checkpoint,
+        loader: &Loader,
         config: &Config,
-        (part, held): (Part, Held),
+        part: Part,
         loaded: &dyn Fn(),
     ) -> Result<Self, ModelError> {
         let Part { topology, place } = part;
         let shape = [config.vocab_size, config.hidden_size];
         let table = "model.embed_tokens.weight";
         let embedding = match place.stage {
-            0 => Some(Embedding::load(checkpoint, table, &shape, held)?),
+            0 => Some(Embedding::load(loader, table, shape)?),
             _ => None,
         };
         let head = if config.tie_word_embeddings { table } else { "lm_head.weight" };
         let head = match place.stage + 1 == topology.stages {
             true => Some(Head {
-                norm: checkpoint.vector("model.norm.weight", config.hidden_size)?,
-                weight: checkpoint.matrix(head, config.vocab_size, config.hidden_size, held)?,
+                norm: loader.vector("model.norm.weight", config.hidden_size)?,
+                weight: loader.weight(head, config.vocab_size, config.hidden_size)?,
             }),
             false => None,
         };
         let load = |layer: usize| {
-            let loaded_layer = Layer::load(checkpoint, config, layer, (part, held));
+            let loaded_layer = Layer::load(loader, config, layer, part);
             loaded();
             loaded_layer
         };
         let layers = topology.layers(place.stage, config.layers).map(load);
         let layers = layers.collect::<Result<_, _>>()?;
         let frequencies = config.rope_frequencies();
-        Ok(Self { config: config.clone(), part, held, embedding, layers, head, frequencies })
+        let (config, held, device) = (config.clone(), loader.held, loader.device.clone());
+        Ok(Self { config, part, held, device, embedding, layers, head, frequencies })
     }
 
     /// Bytes of weights as they are held.
@@ -115,6 +119,32 @@ impl Model {
         self.layers.len()
     }
 
+    /// A latent cache of so many blocks for this part's layers, where the part computes.
+    pub fn pool(&self, blocks: usize) -> Result<LatentPool, ModelError> {
+        let sizes = (blocks, self.config.latent_width());
+        Ok(LatentPool::on(&self.device, self.cache_dtype(), self.layers(), sizes)?)
+    }
+
+    /// Bytes that a block of the cache takes over all layers of the whole model.
+    pub fn block_bytes(&self) -> u64 {
+        let width = (self.config.layers, self.config.latent_width());
+        let bytes = LatentPool::block_bytes(width.0, width.1);
+        bytes / size_of::<f32>() as u64 * self.cache_dtype().size_in_bytes() as u64
+    }
+
+    /// Devices keep latents as they keep weights.
+    fn cache_dtype(&self) -> DType {
+        match self.held {
+            Held::Bf16 if !self.device.is_cpu() => DType::BF16,
+            _ => DType::F32,
+        }
+    }
+
+    /// Where this part computes.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// Computes one step of a whole model: writes its latents into the cache and gives the logits of its
     /// wanted rows.
     pub fn forward(&self, step: &Step, pool: &mut LatentPool) -> Result<StepOutput, ModelError> {
@@ -133,21 +163,25 @@ impl Model {
     ) -> Result<StepOutput, ModelError> {
         let multiplier = self.config.rope_multiplier() as f32;
         let rotation = Rotation::new(&step.positions, &self.frequencies, multiplier);
+        let frame = Frame::new(rotation, &step.slots, &step.spans, &self.device)?;
         let epsilon = self.config.rms_norm_eps as f32;
-        let mut routings = Vec::new();
+        let mut routes = Vec::new();
         let mut x = match &self.embedding {
             Some(embedding) => embedding.rows(&step.tokens, self.config.hidden_size)?,
             None => ranks.receive()?.swap_remove(0),
         };
         for (index, layer) in self.layers.iter().enumerate() {
             let normed = ops::rms_norm(&x, &layer.attention_norm, epsilon)?;
-            x = (x + layer.attention.forward(&normed, step, &rotation, (pool, index))?)?;
+            x = (x + layer.attention.forward(&normed, &frame, (pool, index))?)?;
             let normed = ops::rms_norm(&x, &layer.feed_forward_norm, epsilon)?;
-            let (y, routing) = layer.feed_forward.forward(&normed, ranks)?;
+            let (y, chosen) = layer.feed_forward.forward(&normed, ranks)?;
             x = (x + y)?;
-            routings.extend(routing);
+            routes.extend(chosen);
         }
         let logits = match &self.head {
+            Some(_) if step.outputs.is_empty() => {
+                ops::rows_tensor(Vec::new(), 0, self.config.vocab_size)?
+            }
             Some(head) => {
                 let wanted = Tensor::from_slice(&step.outputs, step.outputs.len(), x.device())?;
                 let x = ops::rms_norm(&x.index_select(&wanted, 0)?, &head.norm, epsilon)?;
@@ -158,51 +192,56 @@ impl Model {
                 ops::rows_tensor(Vec::new(), 0, self.config.vocab_size)?
             }
         };
-        Ok(StepOutput { logits, routings })
+        let routings = routes.into_iter().map(Routes::into_routing);
+        Ok(StepOutput { logits, routings: routings.collect::<candle_core::Result<_>>()? })
     }
 }
 
 impl Layer {
     fn load(
-        checkpoint: &Checkpoint,
+        loader: &Loader,
         config: &Config,
         layer: usize,
-        (part, held): (Part, Held),
+        part: Part,
     ) -> Result<Self, ModelError> {
         let prefix = format!("model.layers.{layer}");
         Ok(Self {
-            attention_norm: checkpoint
+            attention_norm: loader
                 .vector(&format!("{prefix}.input_layernorm.weight"), config.hidden_size)?,
-            attention: Attention::load(checkpoint, config, layer, held)?,
-            feed_forward_norm: checkpoint
+            attention: Attention::load(loader, config, layer)?,
+            feed_forward_norm: loader
                 .vector(&format!("{prefix}.post_attention_layernorm.weight"), config.hidden_size)?,
-            feed_forward: FeedForward::load(checkpoint, config, layer, (part, held))?,
+            feed_forward: FeedForward::load(loader, config, layer, part)?,
         })
     }
 }
 
 impl Embedding {
-    fn load(
-        checkpoint: &Checkpoint,
-        name: &str,
-        shape: &[usize; 2],
-        held: Held,
-    ) -> Result<Self, ModelError> {
-        let elements = checkpoint.elements(name, shape)?;
+    fn load(loader: &Loader, name: &str, shape: [usize; 2]) -> Result<Self, ModelError> {
+        if !loader.device.is_cpu() {
+            return Ok(Self::Device(loader.table(name, shape)?));
+        }
+        let elements = loader.checkpoint.elements(name, &shape)?;
         let values = (0..shape[0] * shape[1]).map(|i| elements.at(i));
-        Ok(match held {
+        Ok(match loader.held {
             Held::F32 => Self::F32(values.collect()),
             Held::Bf16 => Self::Bf16(values.map(bf16::from_f32).collect()),
         })
     }
 
     fn rows(&self, tokens: &[u32], width: usize) -> candle_core::Result<Tensor> {
+        if let (Self::Device(table), false) = (self, tokens.is_empty()) {
+            let wanted = Tensor::from_slice(tokens, tokens.len(), table.device())?;
+            return table.index_select(&wanted, 0)?.to_dtype(DType::F32);
+        }
         let rows = tokens.iter().map(|&token| token as usize * width..(token as usize + 1) * width);
         let values: Vec<f32> = match self {
             Self::F32(table) => rows.flat_map(|row| table[row].iter().copied()).collect(),
             Self::Bf16(table) => {
                 rows.flat_map(|row| table[row].iter().map(|x| x.to_f32())).collect()
             }
+            // Tensors without elements stay on the host.
+            Self::Device(_) => Vec::new(),
         };
         ops::rows_tensor(values, tokens.len(), width)
     }

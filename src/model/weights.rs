@@ -45,7 +45,22 @@ pub(crate) struct Elements<'a> {
     dtype: Dtype,
 }
 
-impl Elements<'_> {
+impl<'a> Elements<'a> {
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.bytes.len() / if self.dtype == Dtype::F32 { 4 } else { 2 }
+    }
+
+    /// Whether they are held as BF16.
+    pub(crate) fn is_bf16(&self) -> bool {
+        self.dtype == Dtype::BF16
+    }
+
+    /// Their bytes, little-endian.
+    pub(crate) fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
     /// Element `index` in row-major order, widened.
     #[inline]
     pub(crate) fn at(self, index: usize) -> f32 {

@@ -10,6 +10,8 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
+use super::accelerator;
+use super::frame::Frame;
 use super::host::{Shared, from_host, host};
 use super::latent::{BLOCK_TOKENS, LatentPool};
 use super::matmul::{Matrix, Rows};
@@ -46,6 +48,15 @@ pub struct HeadWeights {
     pub value: Matrix,
 }
 
+/// The key and value weights of all heads.
+#[derive(Debug)]
+pub enum KeyValueWeights {
+    /// Cut and packed for the CPU, head by head.
+    Host(Vec<HeadWeights>),
+    /// `kv_b_proj` as it is, on a device: `[heads * (nope + value), latent]`, a head's keys first.
+    Device(Tensor),
+}
+
 /// How a token attends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
@@ -76,10 +87,21 @@ pub struct Span {
 pub fn attend(
     q: &Tensor,
     heads: Heads,
-    weights: &[HeadWeights],
-    spans: &[Span],
+    weights: &KeyValueWeights,
+    frame: &Frame,
     cache: (&LatentPool, usize),
 ) -> Result<Tensor> {
+    if q.elem_count() == 0 {
+        return from_host(Vec::new(), 0, heads.count * heads.value);
+    }
+    let weights = match (weights, accelerator::of(q), &frame.uploaded) {
+        (KeyValueWeights::Device(weight), Some(device), Some(frame)) => {
+            return device.attend(q, heads, weight, frame, cache.0.device_layer(cache.1)?);
+        }
+        (KeyValueWeights::Host(weights), None, _) => weights,
+        _ => bail!("queries, weights and step are on different devices"),
+    };
+    let spans = frame.spans;
     let (tokens, width) = q.dims2()?;
     if width != heads.count * (heads.nope + heads.rope) || weights.len() != heads.count {
         bail!(

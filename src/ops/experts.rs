@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
+use super::accelerator;
 use super::host::{Shared, from_host, host};
 use super::lanes::{Isa, Lanes, per_isa};
 use super::matmul::{Matrix, Rows};
@@ -53,6 +54,16 @@ impl RoutesByExpert {
         Self { rows, starts, places }
     }
 
+    /// The row of each sorted route.
+    pub(super) fn rows(&self) -> &[u32] {
+        &self.rows
+    }
+
+    /// Where each expert's routes begin; one more than there are experts.
+    pub(super) fn starts(&self) -> &[usize] {
+        &self.starts
+    }
+
     /// The sorted place of each route as it was given: its row of [`expert_outputs`].
     pub fn places(&self) -> &[u32] {
         &self.places
@@ -91,6 +102,15 @@ pub fn expert_outputs(x: &Tensor, experts: &[Expert], routes: &RoutesByExpert) -
 pub fn combine(outputs: &Tensor, places: &[u32], routing: &Routing) -> Result<Tensor> {
     let (_, hidden) = outputs.dims2()?;
     let per_token = routing.experts_per_token;
+    if places.is_empty() {
+        return from_host(Vec::new(), 0, hidden);
+    }
+    if let Some(device) = accelerator::of(outputs) {
+        let shape = (places.len() / per_token, per_token);
+        let places = Tensor::from_slice(places, places.len(), outputs.device())?;
+        let weights = Tensor::from_slice(&routing.weights, shape, outputs.device())?;
+        return device.combine(outputs, &places, &weights);
+    }
     let tokens = routing.weights.len() / per_token;
     let values = host(outputs)?;
     let outputs: &[f32] = &values;

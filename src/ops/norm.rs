@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
+use super::accelerator;
 use super::host::{from_host, host};
 use super::lanes::{Isa, Lanes, per_isa};
 
@@ -11,9 +12,17 @@ const SERIAL_ELEMENTS: usize = 1 << 15;
 
 /// `weight * x / sqrt(mean(x²) + epsilon)`, row by row: `[tokens, width]` → the same.
 ///
-/// Only the first `weight.len()` elements of each row are taken and given.
-pub fn rms_norm(x: &Tensor, weight: &[f32], epsilon: f32) -> Result<Tensor> {
+/// The weight is `[width]`; only so many elements of each row are taken and given.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f32) -> Result<Tensor> {
+    if let Some(device) = accelerator::of(x) {
+        return device.rms_norm(x, weight, epsilon);
+    }
+    if x.elem_count() == 0 {
+        return from_host(Vec::new(), 0, weight.dim(0)?);
+    }
     let (tokens, stride) = x.dims2()?;
+    let weight = host(weight)?;
+    let weight: &[f32] = &weight;
     let width = weight.len();
     if width > stride {
         bail!("a norm of {width} does not fit rows of {stride}")
@@ -74,14 +83,21 @@ unsafe fn norm_row_on<L: Lanes>(
 per_isa! { fn norm_row = norm_row_on(x: *const f32, weight: *const f32, epsilon: f32, target: *mut f32, width: usize) }
 
 /// Adds a bias `[width]` to every row of `[tokens, width]`.
-pub fn add_bias(x: &Tensor, bias: &[f32]) -> Result<Tensor> {
+pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    if accelerator::of(x).is_some() {
+        return x.broadcast_add(bias);
+    }
+    if x.elem_count() == 0 {
+        return Ok(x.clone());
+    }
     let (tokens, width) = x.dims2()?;
+    let bias = host(bias)?;
     if width != bias.len() {
         bail!("a bias of {} does not fit rows of {width}", bias.len())
     }
     let mut out = host(x)?.to_vec();
     for row in out.chunks_mut(width) {
-        row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
+        row.iter_mut().zip(bias.iter()).for_each(|(x, bias)| *x += bias);
     }
     from_host(out, tokens, width)
 }

@@ -2,9 +2,11 @@
 //!
 //! Pairs are neighbours (2i, 2i + 1), as DeepSeek's checkpoints store them.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
+use super::accelerator;
+use super::frame::Frame;
 use super::host::{from_host, host};
 use super::lanes::Isa;
 use super::latent::LatentPool;
@@ -30,6 +32,13 @@ impl Rotation {
         Self { cos, sin, pairs: frequencies.len() }
     }
 
+    /// Cosines and sines as tensors of a device.
+    pub(super) fn on(&self, device: &Device) -> Result<(Tensor, Tensor)> {
+        let shape = (self.cos.len() / self.pairs.max(1), self.pairs);
+        let upload = |values: &[f32]| Tensor::from_slice(values, shape, device);
+        Ok((upload(&self.cos)?, upload(&self.sin)?))
+    }
+
     /// Rotates the pairs of one token.
     fn rotate(&self, token: usize, pairs: &mut [f32]) {
         let row = token * self.pairs..(token + 1) * self.pairs;
@@ -43,7 +52,11 @@ impl Rotation {
 }
 
 /// Rotates the last `2 * pairs` elements of every head: `[tokens, heads * head_width]` → the same.
-pub fn rotate_queries(q: &Tensor, heads: usize, rotation: &Rotation) -> Result<Tensor> {
+pub fn rotate_queries(q: &Tensor, heads: usize, frame: &Frame) -> Result<Tensor> {
+    if let (Some(device), Some(frame)) = (accelerator::of(q), &frame.uploaded) {
+        return device.rotate_queries(q, heads, frame);
+    }
+    let rotation = &frame.rotation;
     let (tokens, width) = q.dims2()?;
     let head = width / heads;
     let rope = 2 * rotation.pairs;
@@ -62,12 +75,19 @@ pub fn rotate_queries(q: &Tensor, heads: usize, rotation: &Rotation) -> Result<T
 /// and writes both into the row's slot of the cache.
 pub fn store_latents(
     kv: &Tensor,
-    norm: &[f32],
+    norm: &Tensor,
     epsilon: f32,
-    rotation: &Rotation,
-    slots: &[u32],
+    frame: &Frame,
     (pool, layer): (&mut LatentPool, usize),
 ) -> Result<()> {
+    if let (Some(device), Some(frame)) = (accelerator::of(kv), &frame.uploaded) {
+        return device.store_latents(kv, norm, epsilon, frame, pool.device_layer(layer)?);
+    }
+    if kv.elem_count() == 0 {
+        return Ok(());
+    }
+    let (rotation, slots) = (&frame.rotation, frame.slots);
+    let norm = host(norm)?;
     let (tokens, width) = kv.dims2()?;
     let latent = norm.len();
     if width != latent + 2 * rotation.pairs || slots.len() != tokens {
@@ -76,7 +96,7 @@ pub fn store_latents(
     let kv = host(kv)?;
     for (token, (row, &slot)) in kv.chunks(width).zip(slots).enumerate() {
         let target = pool.row_mut(layer, slot);
-        rms_norm_row(Isa::best(), &row[..latent], norm, epsilon, &mut target[..latent]);
+        rms_norm_row(Isa::best(), &row[..latent], &norm, epsilon, &mut target[..latent]);
         target[latent..width].copy_from_slice(&row[latent..]);
         rotation.rotate(token, &mut target[latent..width]);
     }
@@ -91,7 +111,8 @@ mod tests {
     fn neighbours_turn_by_position_times_frequency() {
         let rotation = Rotation::new(&[0, 3], &[1.0, 0.1], 1.0);
         let q = from_host(vec![9.0, 1.0, 0.0, 0.0, 2.0, 9.0, 1.0, 0.0, 0.0, 2.0], 2, 5).unwrap();
-        let q = rotate_queries(&q, 1, &rotation).unwrap().to_vec2::<f32>().unwrap();
+        let frame = Frame::new(rotation, &[0, 1], &[], &Device::Cpu).unwrap();
+        let q = rotate_queries(&q, 1, &frame).unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(q[0], [9.0, 1.0, 0.0, 0.0, 2.0]);
         let expected = [9.0, 3f32.cos(), 3f32.sin(), -2.0 * 0.3f32.sin(), 2.0 * 0.3f32.cos()];
         assert!(q[1].iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6));

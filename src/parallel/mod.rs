@@ -7,10 +7,14 @@
 //! Knows tensors; not layers, tokens or sequences.
 
 mod collective;
+mod devices;
 pub mod local;
+#[cfg(feature = "nccl")]
+mod nccl;
 mod placement;
 mod topology;
 
 pub use collective::{Alone, Collective, CollectiveError, Parcel};
+pub use devices::OnDevice;
 pub use placement::Placement;
 pub use topology::{Place, Topology};

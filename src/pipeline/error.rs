@@ -7,6 +7,7 @@ use super::evaluate::EvalError;
 use crate::engine::EngineError;
 use crate::input::InputError;
 use crate::model::ModelError;
+use crate::ops::DeviceError;
 use crate::output::OutputError;
 use crate::prompt::PromptError;
 use crate::sizing::LayoutError;
@@ -23,6 +24,8 @@ pub enum RunError {
     Prompt(#[from] PromptError),
     #[error(transparent)]
     Model(#[from] ModelError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     #[error(transparent)]
     Layout(#[from] LayoutError),
     #[error(transparent)]
@@ -55,6 +58,7 @@ impl RunError {
             Self::Input(error) => error.hint(),
             Self::Prompt(error) => error.hint(),
             Self::Model(error) => error.hint(),
+            Self::Device(error) => error.hint(),
             Self::Layout(error) => error.hint(),
             Self::Engine(error) => error.hint(),
             Self::Output(error) => error.hint(),

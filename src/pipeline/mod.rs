@@ -29,6 +29,8 @@ mod window;
 use std::sync::mpsc::{channel, sync_channel};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use candle_core::Device;
+
 use self::commit::Tally;
 use self::progress::{Phase, Progress};
 use self::read::{Outlets, Task};
@@ -37,8 +39,8 @@ use self::window::RowWindow;
 use crate::engine::{Engine, EngineSpec, EngineStats, Logprobs};
 use crate::input::Partition;
 use crate::job::{Dtype, Job};
-use crate::model::{Config, ModelParts};
-use crate::ops::Held;
+use crate::model::ModelParts;
+use crate::ops::{self, DeviceError, DeviceKind, Held};
 use crate::output::{Output, Status};
 use crate::row::FailureCode;
 use crate::storage::Storage;
@@ -197,13 +199,15 @@ fn failed<'a>(
 }
 
 fn load(job: &Job, prepared: &Prepared, progress: &Progress) -> Result<Engine, RunError> {
-    plan::refuse_what_does_not_fit(job, &prepared.config)?;
+    let devices = open_devices(job)?;
+    plan::refuse_what_does_not_fit(job, &devices, &prepared.config)?;
     progress.enter(Phase::Loading);
     let held = match job.dtype {
         Dtype::F32 => Held::F32,
         Dtype::Bf16 => Held::Bf16,
     };
-    let model = ModelParts::load(&prepared.model_folder, held, job.topology, &|bytes, of| {
+    let folder = &prepared.model_folder;
+    let model = ModelParts::load_on(&devices, folder, held, job.topology, &|bytes, of| {
         progress.load_bytes.store(bytes, std::sync::atomic::Ordering::Relaxed);
         progress.load_bytes_total.store(of, std::sync::atomic::Ordering::Relaxed);
     })?;
@@ -211,7 +215,7 @@ fn load(job: &Job, prepared: &Prepared, progress: &Progress) -> Result<Engine, R
         threads: job.threads,
         max_sequences: job.batch.max_sequences,
         max_step_tokens: job.batch.max_step_tokens,
-        cache_bytes: job.batch.cache_bytes.unwrap_or_else(|| auto_cache(model.config(), job)),
+        cache_bytes: job.batch.cache_bytes.unwrap_or_else(|| auto_cache(&model, (job, &devices))),
         share_prefixes: job.batch.share_prefixes,
         routed_experts: job.output.include.routed_experts,
         logprobs: Logprobs { chosen: job.output.include.logprobs, top: job.top_logprobs as usize },
@@ -219,9 +223,22 @@ fn load(job: &Job, prepared: &Prepared, progress: &Progress) -> Result<Engine, R
     Ok(Engine::new(model, prepared.text.clone(), spec)?)
 }
 
-fn auto_cache(config: &Config, job: &Job) -> u64 {
-    let share = memory::free_bytes().unwrap_or(UNKNOWN_FREE) / AUTO_CACHE_SHARE;
-    Engine::useful_cache_bytes(config, job.batch.max_sequences).min(share)
+/// A device for each rank; the CPU is one for all.
+fn open_devices(job: &Job) -> Result<Vec<Device>, DeviceError> {
+    let count = if job.device == DeviceKind::Cpu { 1 } else { job.topology.ranks() };
+    (0..count).map(|index| job.device.open(index)).collect()
+}
+
+fn auto_cache(model: &ModelParts, (job, devices): (&Job, &[Device])) -> u64 {
+    let share = match job.device {
+        DeviceKind::Cpu => memory::free_bytes().unwrap_or(UNKNOWN_FREE) / AUTO_CACHE_SHARE,
+        // Of what the weights leave, a fifth is for activations; the fullest device decides.
+        DeviceKind::Cuda => {
+            let least = devices.iter().filter_map(ops::free_bytes).min();
+            least.unwrap_or(UNKNOWN_FREE) / 5 * 4 * devices.len() as u64
+        }
+    };
+    Engine::useful_cache_bytes(model.config(), job.batch.max_sequences).min(share)
 }
 
 /// Runs the three threads until the last partition is committed, one fails, or the run shall stop.

@@ -2,11 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use candle_core::Device;
 use serde::Serialize;
 
 use super::{RunError, memory};
 use crate::job::{BatchSpec, Dtype, Job};
 use crate::model::{Config, ModelError};
+use crate::ops::{self, DeviceKind};
 use crate::parallel::Topology;
 use crate::sizing::{
     Demand, Estimate, Format, Hardware, Layout, LayoutError, Memory, RankMemory, StepTime, fit,
@@ -133,12 +135,23 @@ impl PlanRequest {
     }
 }
 
-/// Refuses a layout of a job that this machine cannot hold, where it is known what that is.
-pub(super) fn refuse_what_does_not_fit(job: &Job, config: &Config) -> Result<(), RunError> {
+/// Refuses a layout of a job that this machine, or each of its devices, cannot hold, where it is known
+/// what that is.
+pub(super) fn refuse_what_does_not_fit(
+    job: &Job,
+    devices: &[Device],
+    config: &Config,
+) -> Result<(), RunError> {
     config.accept(job.topology)?;
-    if let Some(bytes) = memory::free_bytes() {
-        let held = (cpu_format(job.dtype), demand(&job.batch));
-        fit(config, job.topology, held, Memory::Shared(bytes), |_| true)?;
+    let (format, memory) = match job.device {
+        DeviceKind::Cpu => (cpu_format(job.dtype), memory::free_bytes().map(Memory::Shared)),
+        DeviceKind::Cuda => {
+            let least = devices.iter().filter_map(ops::free_bytes).min();
+            (device_format(job.dtype), least.map(Memory::Each))
+        }
+    };
+    if let Some(memory) = memory {
+        fit(config, job.topology, (format, demand(&job.batch)), memory, |_| true)?;
     }
     Ok(())
 }
@@ -229,6 +242,14 @@ fn cpu_format(dtype: Dtype) -> Format {
         Dtype::F32 => 4,
         Dtype::Bf16 => 2,
     })
+}
+
+/// As a device holds a model: the cache as its weights.
+fn device_format(dtype: Dtype) -> Format {
+    match dtype {
+        Dtype::F32 => Format { weight_bytes: 4, activation_bytes: 4, transposed_keys: false },
+        Dtype::Bf16 => Format::BF16,
+    }
 }
 
 /// A model's name and config; its weights need not be there.

@@ -2,12 +2,16 @@
 
 use std::path::PathBuf;
 
-use nightshift::model::{Model, Step};
-use nightshift::ops::{BLOCK_TOKENS, Form, Held, LatentPool, Span};
+use candle_core::Device;
+use nightshift::model::{Model, ModelParts, Step};
+use nightshift::ops::{BLOCK_TOKENS, DeviceKind, Form, Held, LatentPool, Span};
+use nightshift::parallel::Topology;
 use serde_json::Value;
 
 /// Largest difference of logits that two right f32 implementations have.
 const TOLERANCE: f64 = 3e-4;
+/// The same where sums run in a GPU's order.
+const CUDA_TOLERANCE: f64 = 1e-3;
 const FIXTURES: [&str; 4] = ["a_v2like", "b_litelike", "c_plain_tied", "d_freq2_bias"];
 
 pub(crate) fn fixture(name: &str) -> PathBuf {
@@ -87,11 +91,57 @@ impl Hand {
 }
 
 fn pool(model: &Model, sequences: usize) -> LatentPool {
-    LatentPool::new(model.config().layers, sequences * BLOCKS_EACH, model.config().latent_width())
+    model.pool(sequences * BLOCKS_EACH).unwrap()
+}
+
+/// A GPU, if this program was built for one and there is one.
+fn gpu() -> Option<Device> {
+    DeviceKind::Cuda.open(0).map_err(|error| eprintln!("skipped: {error}")).ok()
+}
+
+fn load_on(device: &Device, name: &str, held: Held) -> Model {
+    let devices = [device.clone()];
+    let parts = ModelParts::load_on(&devices, &fixture(name), held, Topology::SINGLE, &|_, _| {});
+    parts.unwrap().into_parts().remove(0)
 }
 
 #[test]
 fn logits_and_greedy_ids_agree_with_the_reference_in_a_ragged_batch() {
+    generate_as_the_reference(load, TOLERANCE);
+}
+
+#[test]
+fn a_gpu_agrees_with_the_reference_in_f32() {
+    if let Some(gpu) = gpu() {
+        generate_as_the_reference(|name| load_on(&gpu, name, Held::F32), CUDA_TOLERANCE);
+    }
+}
+
+#[test]
+fn a_gpu_in_bf16_is_as_far_from_the_reference_as_rounding_is() {
+    let Some(gpu) = gpu() else { return };
+    for name in FIXTURES {
+        let (model, goldens) = (load_on(&gpu, name, Held::Bf16), goldens(name));
+        let noise = numbers(&goldens["noise"]["bf16_rms"]);
+        for (prompt, noise) in goldens["prompts"].as_array().unwrap().iter().zip(noise) {
+            // The reference's own tokens: rounding may choose others.
+            let mut hand = Hand::new(0, ids(&prompt["ids"]));
+            hand.tokens.extend(&ids(&prompt["greedy_ids"])[..63]);
+            let mut step = Step::default();
+            hand.add_to(&mut step, usize::MAX);
+            step.outputs = vec![hand.prompt as u32 - 1, step.tokens.len() as u32 - 1];
+            let output = model.forward(&step, &mut pool(&model, 1)).unwrap();
+            let logits = output.logits.to_vec2::<f32>().unwrap();
+            let expected = ["last_logits", "step64_logits"].map(|key| numbers(&prompt[key]));
+            let pairs = logits.iter().flatten().zip(expected.iter().flatten());
+            let squares: f64 = pairs.map(|(a, b)| (f64::from(*a) - b).powi(2)).sum();
+            let rms = (squares / (2 * logits[0].len()) as f64).sqrt();
+            assert!(rms <= 2.0 * noise + 0.05, "{name} {}: {rms}", prompt["name"]);
+        }
+    }
+}
+
+fn generate_as_the_reference(load: impl Fn(&str) -> Model, tolerance: f64) {
     for name in FIXTURES {
         let (model, goldens) = (load(name), goldens(name));
         let prompts = goldens["prompts"].as_array().unwrap();
@@ -114,7 +164,7 @@ fn logits_and_greedy_ids_agree_with_the_reference_in_a_ragged_batch() {
                 if let Some(expected) = expected {
                     let difference = difference(logits, &numbers(expected));
                     assert!(
-                        difference <= TOLERANCE,
+                        difference <= tolerance,
                         "{name} {} token {generated}: {difference}",
                         prompt["name"]
                     );

@@ -9,6 +9,7 @@ mod faults;
 mod goldens;
 mod input;
 mod job;
+mod kernels;
 mod oracle;
 mod output;
 mod published;

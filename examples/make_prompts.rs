@@ -1,16 +1,14 @@
-//! Writes the prompts of the example jobs: `jobs/prompts/quickstart.jsonl` and `questions.parquet`.
+//! Writes the prompts of the example jobs on templates: `jobs/prompts/questions.parquet`.
 //!
 //! `cargo run --release --example make_prompts`
 
 use std::error::Error;
 use std::fs::File;
-use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Int32Array, RecordBatch, StringArray};
 use parquet::arrow::ArrowWriter;
-use serde_json::json;
 
 const TOPICS: [(&str, &[&str]); 4] = [
     (
@@ -54,40 +52,7 @@ const TOPICS: [(&str, &[&str]); 4] = [
 fn main() -> Result<(), Box<dyn Error>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("jobs/prompts");
     std::fs::create_dir_all(&folder)?;
-    write_chats(&folder.join("quickstart.jsonl"))?;
     write_questions(&folder.join("questions.parquet"))
-}
-
-/// 64 conversations: every question plain, with a system turn, as a second turn, and with a longer lead.
-fn write_chats(path: &Path) -> Result<(), Box<dyn Error>> {
-    let mut file = File::create(path)?;
-    let mut row = 0;
-    for form in 0..4 {
-        for (topic, questions) in TOPICS {
-            for question in questions {
-                let user = |text: &str| json!({ "role": "user", "content": text });
-                let messages = match form {
-                    0 => json!([user(question)]),
-                    1 => {
-                        json!([{ "role": "system", "content": "Answer in one short sentence." }, user(question)])
-                    }
-                    2 => {
-                        json!([user("Hello!"), { "role": "assistant", "content": "Hello. What can I do for you?" }, user(question)])
-                    }
-                    _ => json!([user(&format!(
-                        "I have a question about {topic}, and I would like a short answer that I can check at once. {question}"
-                    ))]),
-                };
-                writeln!(
-                    file,
-                    "{}",
-                    json!({ "id": format!("q{row:03}"), "topic": topic, "messages": messages })
-                )?;
-                row += 1;
-            }
-        }
-    }
-    Ok(())
 }
 
 fn write_questions(path: &Path) -> Result<(), Box<dyn Error>> {

@@ -1,65 +1,37 @@
-//! Our operations beside candle's: one product of an expert's shape, and whole prefills and decode steps
-//! beside candle-transformers' DeepSeek-V2, which expands keys and values and loops over experts.
+//! Whole prefills and decode steps beside candle-transformers' DeepSeek-V2, which expands keys and values
+//! and loops over experts. `NIGHTSHIFT_BENCH_MODEL` names another model's folder, with F32 weights in one
+//! file.
 
 use std::hint::black_box;
 use std::path::PathBuf;
+use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::deepseek2::{DeepSeekV2, DeepSeekV2Config};
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use nightshift::model::{Model, Step};
-use nightshift::ops::{BLOCK_TOKENS, Form, Held, LatentPool, Matrix, Span};
-
-/// An expert of DeepSeek-V2-Lite's width, halved.
-const OUTPUTS: usize = 512;
-const INPUTS: usize = 1024;
-
-fn products(criterion: &mut Criterion) {
-    let value = |o: usize, i: usize| ((o * 31 + i * 17) % 97) as f32 / 97.0 - 0.5;
-    let fill = |o: usize, row: &mut [f32]| {
-        row.iter_mut().enumerate().for_each(|(i, x)| *x = value(o, i));
-    };
-    let ours = [Held::F32, Held::Bf16, Held::Int8]
-        .map(|held| (held, Matrix::pack(OUTPUTS, INPUTS, held, fill)));
-    let weight: Vec<f32> = (0..OUTPUTS * INPUTS).map(|i| value(i / INPUTS, i % INPUTS)).collect();
-    let weight = Tensor::from_vec(weight, (OUTPUTS, INPUTS), &Device::Cpu).expect("the shape fits");
-    let theirs = weight.t().expect("a matrix has a transpose");
-    let mut group = criterion.benchmark_group("product_512x1024");
-    for tokens in [1, 6, 12, 64, 512] {
-        let x = Tensor::ones((tokens, INPUTS), DType::F32, &Device::Cpu).expect("the shape fits");
-        group.throughput(Throughput::Elements((2 * tokens * OUTPUTS * INPUTS) as u64));
-        for (held, matrix) in &ours {
-            group.bench_function(BenchmarkId::new(format!("{held:?}"), tokens), |b| {
-                b.iter(|| black_box(matrix.product(&x)))
-            });
-        }
-        group.bench_function(BenchmarkId::new("candle", tokens), |b| {
-            b.iter(|| black_box(x.matmul(&theirs)))
-        });
-    }
-    group.finish();
-}
+use nightshift::ops::{BLOCK_TOKENS, Form, Held, LatentPool, Span};
 
 fn models(criterion: &mut Criterion) {
-    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/b_litelike");
-    let model = Model::load(&folder, Held::F32, &|_, _| {}).expect("the fixture loads");
-    let mut other = candle_model(&folder);
-    let tokens: Vec<u32> = (0..128).map(|i| i * 3 % 480).collect();
-    let mut group = criterion.benchmark_group("prefill_128_tokens");
-    group.throughput(Throughput::Elements(tokens.len() as u64));
-    let step = prefill(&tokens);
-    let mut pool = LatentPool::new(
-        model.config().layers,
-        tokens.len() / BLOCK_TOKENS,
-        model.config().latent_width(),
+    let folder = std::env::var_os("NIGHTSHIFT_BENCH_MODEL").map_or_else(
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/goldens/b_litelike"),
+        PathBuf::from,
     );
+    let model = Model::load(&folder, Held::F32, &|_, _| {}).expect("the model loads");
+    let mut other = candle_model(&folder);
+    let vocabulary = model.config().vocab_size as u32;
+    let tokens: Vec<u32> = (0..128).map(|i| i * 3 % vocabulary).collect();
+    // Room for the prompt and the token after it.
+    let blocks = tokens.len() / BLOCK_TOKENS + 1;
+    let mut pool = LatentPool::new(model.config().layers, blocks, model.config().latent_width());
+    let mut group = criterion.benchmark_group("prefill_128_tokens");
+    group.sample_size(10).throughput(Throughput::Elements(tokens.len() as u64));
+    let step = span(&tokens, 0, Form::Prompt);
     group.bench_function("nightshift", |b| {
         b.iter(|| black_box(model.forward(&step, &mut pool).map(|output| output.logits)))
     });
-    let input = Tensor::new(tokens.as_slice(), &Device::Cpu)
-        .and_then(|x| x.unsqueeze(0))
-        .expect("the shape fits");
+    let input = batch_of_one(&tokens);
     group.bench_function("candle-transformers", |b| {
         b.iter(|| {
             other.clear_kv_cache();
@@ -67,6 +39,35 @@ fn models(criterion: &mut Criterion) {
         })
     });
     group.finish();
+    let mut group = criterion.benchmark_group("decode_after_128_tokens");
+    group.sample_size(10).throughput(Throughput::Elements(1));
+    let step = span(&[7], tokens.len(), Form::Generated);
+    group.bench_function("nightshift", |b| {
+        b.iter(|| black_box(model.forward(&step, &mut pool).map(|output| output.logits)))
+    });
+    let next = batch_of_one(&[7]);
+    // Its cache grows with each token, so each one begins behind a fresh prefill that is not timed.
+    let prefilled = |other: &mut DeepSeekV2| {
+        other.clear_kv_cache();
+        other.forward(&input, 0).expect("the prompt fits");
+    };
+    group.bench_function("candle-transformers", |b| {
+        b.iter_custom(|times| {
+            let decode = |_| {
+                prefilled(&mut other);
+                let begin = Instant::now();
+                black_box(other.forward(&next, tokens.len())).expect("the token fits");
+                begin.elapsed()
+            };
+            (0..times).map(decode).sum()
+        })
+    });
+    group.finish();
+}
+
+fn batch_of_one(tokens: &[u32]) -> Tensor {
+    let tokens = Tensor::new(tokens, &Device::Cpu).and_then(|tokens| tokens.unsqueeze(0));
+    tokens.expect("the shape fits")
 }
 
 fn candle_model(folder: &std::path::Path) -> DeepSeekV2 {
@@ -80,23 +81,19 @@ fn candle_model(folder: &std::path::Path) -> DeepSeekV2 {
     DeepSeekV2::new(&config, builder).expect("the fixture loads")
 }
 
-fn prefill(tokens: &[u32]) -> Step {
-    let all = 0..tokens.len() as u32;
-    let blocks = (0..tokens.len().div_ceil(BLOCK_TOKENS) as u32).collect();
+/// Neighbouring tokens of one sequence from a position on, the only ones of their step.
+fn span(tokens: &[u32], first_position: usize, form: Form) -> Step {
+    let end = first_position + tokens.len();
+    let positions = first_position as u32..end as u32;
+    let blocks = (0..end.div_ceil(BLOCK_TOKENS) as u32).collect();
     Step {
         tokens: tokens.to_vec(),
-        positions: all.clone().collect(),
-        slots: all.clone().collect(),
-        spans: vec![Span {
-            first_row: 0,
-            count: tokens.len(),
-            first_position: 0,
-            form: Form::Prompt,
-            blocks,
-        }],
-        outputs: vec![all.end - 1],
+        positions: positions.clone().collect(),
+        slots: positions.collect(),
+        spans: vec![Span { first_row: 0, count: tokens.len(), first_position, form, blocks }],
+        outputs: vec![tokens.len() as u32 - 1],
     }
 }
 
-criterion_group!(benches, products, models);
+criterion_group!(benches, models);
 criterion_main!(benches);

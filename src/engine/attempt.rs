@@ -1,5 +1,6 @@
 //! Computing a step, in one piece or, where it fails, in as many as it takes to find the sequence at fault.
 
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
 use super::draw::Draw;
@@ -7,7 +8,7 @@ use super::sampler::{Choice, Chosen, NoChoice, choose};
 use super::scheduler::{Plan, RankPlan, Share};
 use super::{Engine, EngineError};
 use crate::model::{ModelError, StepOutput};
-use crate::ops::Routing;
+use crate::ops::{self, Routing};
 
 /// Sequences that may fail one after another before the engine itself is taken to be at fault.
 const MAX_FAILED_IN_A_ROW: usize = 8;
@@ -21,8 +22,8 @@ pub(super) struct Attempt {
 
 /// What the model gives for a rank's step.
 struct RankOutput {
-    /// Of the wanted rows, one after another.
-    logits: Vec<f32>,
+    /// Of the wanted rows, `[rows, vocabulary]`, on the host.
+    logits: Tensor,
     routings: Vec<Routing>,
 }
 
@@ -76,7 +77,7 @@ impl Engine {
     fn compute(&mut self, plan: &Plan) -> Result<Vec<RankOutput>, EngineError> {
         let steps: Vec<_> = plan.ranks.iter().map(|rank| rank.step.clone()).collect();
         let read = |StepOutput { logits, routings }| {
-            let logits = logits.flatten_all().and_then(|logits| logits.to_vec1::<f32>());
+            let logits = logits.contiguous().and_then(|logits| logits.to_device(&Device::Cpu));
             Ok(RankOutput { logits: logits.map_err(ModelError::from)?, routings })
         };
         self.ranks.compute(&steps)?.into_iter().map(read).collect()
@@ -115,6 +116,7 @@ impl Engine {
             };
             choose(logits, &choice)
         };
+        let logits = ops::tensor_values(&logits).expect("`compute` brought f32 rows to the host");
         let rows = logits.par_chunks(config.vocab_size).zip(&plan.sampled);
         let tokens = threads.install(|| rows.zip(prepared).map(choose_for).collect());
         Computed { plan, tokens, routings }

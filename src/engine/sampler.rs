@@ -1,10 +1,15 @@
 //! From logits to a token: penalties, temperature, truncation, one draw, log-probabilities.
 
+use std::cmp::Ordering;
+
 use super::draw::Draw;
-use crate::ops;
+use crate::ops::{self, Largest};
 use crate::prompt::Mask;
 use crate::row::TokenLogprob;
 use crate::sampling::Sampling;
+
+/// Tokens that top-p looks at first; most nuclei are smaller.
+const FIRST_CANDIDATES: usize = 64;
 
 /// What the sampler needs to know of a sequence.
 pub(super) struct Choice<'a> {
@@ -62,18 +67,19 @@ pub(super) enum NoChoice {
 ///
 /// Log-probabilities are those of the model itself, before penalties, temperature and truncation.
 pub(super) fn choose(logits: &[f32], choice: &Choice) -> Result<Chosen, NoChoice> {
-    if !logits.iter().all(|x| x.is_finite()) {
+    let Largest { index: best, all_finite } = ops::largest(logits);
+    if !all_finite {
         return Err(NoChoice::NotNumbers);
     }
     let token = match choice.given {
         Some(token) => token,
-        None => pick_token(logits, choice)?,
+        None => pick_token(logits, best, choice)?,
     };
     let Logprobs { chosen, top } = choice.logprobs;
     if !chosen && top == 0 && choice.given.is_none() {
         return Ok(Chosen { token, logprob: 0.0, top: Vec::new(), beside: Vec::new() });
     }
-    let largest = logits[argmax(logits) as usize];
+    let largest = logits[best];
     let log_sum = ops::exponentials(logits, largest, 1.0, &mut []).ln();
     let logprob = |id: u32| (f64::from(logits[id as usize] - largest) - log_sum) as f32;
     let top = most_probable(logits, top)
@@ -83,8 +89,8 @@ pub(super) fn choose(logits: &[f32], choice: &Choice) -> Result<Chosen, NoChoice
     Ok(Chosen { token, logprob: logprob(token), top: top.collect(), beside })
 }
 
-/// The token that the sampling settings choose.
-fn pick_token(logits: &[f32], choice: &Choice) -> Result<u32, NoChoice> {
+/// The token that the sampling settings choose; `best` is the index of the largest logit.
+fn pick_token(logits: &[f32], best: usize, choice: &Choice) -> Result<u32, NoChoice> {
     let mut adjusted = None;
     let sampling = choice.sampling;
     let penalised = sampling.repetition_penalty != 1.0
@@ -95,11 +101,14 @@ fn pick_token(logits: &[f32], choice: &Choice) -> Result<u32, NoChoice> {
         adjusted = Some(adjust(logits, choice));
     }
     let scores = adjusted.as_deref().unwrap_or(logits);
-    let best = argmax(scores);
-    if scores[best as usize] == f32::NEG_INFINITY {
+    let best = adjusted.as_ref().map_or(best, |scores| ops::largest(scores).index);
+    if scores[best] == f32::NEG_INFINITY {
         return Err(NoChoice::NothingAllowed);
     }
-    Ok(if sampling.temperature == 0.0 { best } else { sample(scores, sampling, choice.draw) })
+    Ok(match sampling.temperature {
+        0.0 => best as u32,
+        _ => sample(scores, scores[best], sampling, choice.draw),
+    })
 }
 
 /// Applies penalties and bias and takes away what may not be chosen.
@@ -141,33 +150,32 @@ fn adjust(logits: &[f32], choice: &Choice) -> Vec<f32> {
     scores
 }
 
-/// The id of the largest score, the lowest id on a tie.
-fn argmax(scores: &[f32]) -> u32 {
-    let mut best = 0;
-    for (id, score) in scores.iter().enumerate() {
-        if *score > scores[best] {
-            best = id;
-        }
-    }
-    best as u32
-}
-
 /// Ids of the `count` largest scores, best first, the lower id on a tie.
 fn most_probable(scores: &[f32], count: usize) -> Vec<u32> {
-    let better =
-        |a: &u32, b: &u32| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b));
-    let mut ids: Vec<u32> = (0..scores.len() as u32).collect();
-    if count < ids.len() {
-        ids.select_nth_unstable_by(count, better);
-        ids.truncate(count);
-    }
-    ids.sort_unstable_by(better);
+    let mut ids: Vec<u32> = match count {
+        0 => return Vec::new(),
+        _ => (0..scores.len() as u32).collect(),
+    };
+    bring_forward(&mut ids, scores, count);
+    ids.truncate(count);
+    ids.sort_unstable_by(better(scores));
     ids
 }
 
-/// Draws from the tempered and truncated distribution.
-fn sample(scores: &[f32], sampling: &Sampling, draw: Draw) -> u32 {
-    let largest = scores[argmax(scores) as usize];
+/// Orders ids by score, best first, the lower id on a tie.
+fn better(scores: &[f32]) -> impl Fn(&u32, &u32) -> Ordering {
+    |a, b| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b))
+}
+
+/// Brings the `count` best ids to the front, in any order.
+fn bring_forward(ids: &mut [u32], scores: &[f32], count: usize) {
+    if count < ids.len() {
+        ids.select_nth_unstable_by(count, better(scores));
+    }
+}
+
+/// Draws from the tempered and truncated distribution; `largest` is the largest score.
+fn sample(scores: &[f32], largest: f32, sampling: &Sampling, draw: Draw) -> u32 {
     let mut weights = vec![0.0f32; scores.len()];
     let total = ops::exponentials(scores, largest, 1.0 / sampling.temperature, &mut weights);
     let whole = sampling.top_k == 0 && sampling.top_p >= 1.0 && sampling.min_p == 0.0;
@@ -177,17 +185,52 @@ fn sample(scores: &[f32], sampling: &Sampling, draw: Draw) -> u32 {
             total * draw.uniform(),
         );
     }
-    let mut ids: Vec<u32> = match sampling.top_k as usize {
-        0 => most_probable(&weights, weights.len()),
-        k => most_probable(&weights, k.min(weights.len())),
-    };
-    let mass: f64 = ids.iter().map(|&id| f64::from(weights[id as usize])).sum();
-    ids.truncate(nucleus(&ids, &weights, mass * f64::from(sampling.top_p)));
+    let mut ids = candidates(&weights, total, sampling);
     // The most probable token has weight 1.
     let kept = ids.iter().take_while(|&&id| weights[id as usize] >= sampling.min_p).count();
     ids.truncate(kept.max(1));
     let total: f64 = ids.iter().map(|&id| f64::from(weights[id as usize])).sum();
     pick(ids.iter().map(|&id| (id, weights[id as usize])), total * draw.uniform())
+}
+
+/// What top-k and top-p leave, best first. No more is sorted than is left.
+fn candidates(weights: &[f32], total: f64, sampling: &Sampling) -> Vec<u32> {
+    let top_p = f64::from(sampling.top_p);
+    match sampling.top_k as usize {
+        0 if top_p < 1.0 => reaching(weights, total * top_p),
+        0 => {
+            let possible =
+                |&id: &u32| weights[id as usize] > 0.0 && weights[id as usize] >= sampling.min_p;
+            let mut ids: Vec<u32> = (0..weights.len() as u32).filter(possible).collect();
+            ids.sort_unstable_by(better(weights));
+            ids
+        }
+        k => {
+            let mut ids = most_probable(weights, k.min(weights.len()));
+            let mass: f64 = ids.iter().map(|&id| f64::from(weights[id as usize])).sum();
+            ids.truncate(nucleus(&ids, weights, mass * top_p));
+            ids
+        }
+    }
+}
+
+/// The fewest most probable ids that reach `mass` together, best first.
+fn reaching(weights: &[f32], mass: f64) -> Vec<u32> {
+    let mut ids: Vec<u32> = (0..weights.len() as u32).collect();
+    let mut count = FIRST_CANDIDATES;
+    loop {
+        bring_forward(&mut ids, weights, count);
+        let first = &ids[..count.min(ids.len())];
+        let sum: f64 = first.iter().map(|&id| f64::from(weights[id as usize])).sum();
+        if sum >= mass || count >= ids.len() {
+            break;
+        }
+        count *= 8;
+    }
+    ids.truncate(count);
+    ids.sort_unstable_by(better(weights));
+    ids.truncate(nucleus(&ids, weights, mass));
+    ids
 }
 
 /// How many of the most probable ids reach `mass` together.
@@ -271,6 +314,18 @@ mod tests {
         }
         let nothing = Choice { forbidden: &[0, 1], ..choice(&sampling, &[0], 1) };
         assert_eq!(choose(&[0.0, 1.0], &nothing), Err(NoChoice::NothingAllowed));
+    }
+
+    #[test]
+    fn a_nucleus_is_the_same_however_much_was_sorted() {
+        let weights: Vec<f32> =
+            (0..5000).map(|i| ((i * 37 % 5000) as f32 * -0.002).exp()).collect();
+        let total: f64 = weights.iter().map(|&w| f64::from(w)).sum();
+        let sorted = most_probable(&weights, weights.len());
+        for top_p in [0.01, 0.3, 0.9, 0.999] {
+            let expected = &sorted[..nucleus(&sorted, &weights, total * top_p)];
+            assert_eq!(reaching(&weights, total * top_p), expected, "{top_p}");
+        }
     }
 
     /// Draws follow the exact truncated distribution: Pearson's chi-square below its 99.9 % point.

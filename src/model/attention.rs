@@ -135,7 +135,6 @@ impl Attention {
                 up.product(&ops::rms_norm(&down.forward(x)?, norm, LATENT_NORM_EPSILON)?)?
             }
         };
-        let q = ops::rotate_queries(&q, self.heads.count, rotation)?;
         let latents = self.latent.forward(x)?;
         ops::store_latents(
             &latents,
@@ -145,7 +144,8 @@ impl Attention {
             &step.slots,
             (pool, layer),
         )?;
-        let attended = ops::attend(&q, self.heads, &self.head_weights, &step.spans, (pool, layer))?;
+        let (heads, weights) = (self.heads, &self.head_weights);
+        let attended = ops::attend((&q, rotation), heads, weights, &step.spans, (pool, layer))?;
         self.output.forward(&attended)
     }
 }

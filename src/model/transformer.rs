@@ -146,14 +146,24 @@ impl Model {
             Some(embedding) => embedding.rows(&step.tokens, self.config.hidden_size)?,
             None => ranks.receive()?.swap_remove(0),
         };
+        // What the layer before has yet to add to the residual stream.
+        let mut added: Option<Tensor> = None;
         for (index, layer) in self.layers.iter().enumerate() {
-            let normed = ops::rms_norm(&x, &layer.attention_norm, epsilon)?;
+            let norm = &layer.attention_norm;
+            let normed;
+            (x, normed) = match added {
+                None => (x.clone(), ops::rms_norm(&x, norm, epsilon)?),
+                Some(y) => ops::add_rms_norm(&x, &y, norm, epsilon)?,
+            };
             let y = layer.attention.forward(&normed, step, &rotation, (pool, index))?;
-            x = ops::add(&x, &y)?;
-            let normed = ops::rms_norm(&x, &layer.feed_forward_norm, epsilon)?;
+            let normed;
+            (x, normed) = ops::add_rms_norm(&x, &y, &layer.feed_forward_norm, epsilon)?;
             let (y, routing) = layer.feed_forward.forward(&normed, ranks)?;
-            x = ops::add(&x, &y)?;
+            added = Some(y);
             routings.extend(routing);
+        }
+        if let Some(y) = added {
+            x = ops::add(&x, &y)?;
         }
         let logits = match &self.head {
             Some(head) => {
@@ -226,13 +236,14 @@ impl Embedding {
     }
 
     fn rows(&self, tokens: &[u32], width: usize) -> candle_core::Result<Tensor> {
-        let rows = tokens.iter().map(|&token| token as usize * width..(token as usize + 1) * width);
-        let values: Vec<f32> = match self {
-            Self::F32(table) => rows.flat_map(|row| table[row].iter().copied()).collect(),
-            Self::Bf16(table) => {
-                rows.flat_map(|row| table[row].iter().map(|x| x.to_f32())).collect()
+        let mut values = Vec::with_capacity(tokens.len() * width);
+        for &token in tokens {
+            let row = token as usize * width..(token as usize + 1) * width;
+            match self {
+                Self::F32(table) => values.extend_from_slice(&table[row]),
+                Self::Bf16(table) => values.extend(table[row].iter().map(|x| x.to_f32())),
             }
-        };
+        }
         ops::rows_tensor(values, tokens.len(), width)
     }
 }

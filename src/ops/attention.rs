@@ -14,6 +14,7 @@ use super::host::{Shared, from_host, host};
 use super::latent::{BLOCK_TOKENS, LatentPool};
 use super::matmul::{Matrix, Rows};
 use super::online_softmax::{GROUP, Run, SoftmaxRows};
+use super::rope::Rotation;
 
 /// Positions whose keys and values are expanded at a time.
 const EXPANDED_POSITIONS: usize = 16 * BLOCK_TOKENS;
@@ -70,28 +71,36 @@ pub struct Span {
     pub blocks: Vec<u32>,
 }
 
-/// Attends: rotated queries `[tokens, count * (nope + rope)]` → `[tokens, count * value]`.
+impl Span {
+    /// The row of the cache that holds a position.
+    fn cache_row(&self, position: usize) -> u32 {
+        self.blocks[position / BLOCK_TOKENS] * BLOCK_TOKENS as u32
+            + (position % BLOCK_TOKENS) as u32
+    }
+}
+
+/// Attends: queries `[tokens, count * (nope + rope)]`, each head's rotated part last and not rotated
+/// yet → `[tokens, count * value]`.
 ///
 /// The step's own latents must be in the cache already.
 pub fn attend(
-    q: &Tensor,
+    (q, rotation): (&Tensor, &Rotation),
     heads: Heads,
     weights: &[HeadWeights],
     spans: &[Span],
     cache: (&LatentPool, usize),
 ) -> Result<Tensor> {
     let (tokens, width) = q.dims2()?;
-    if width != heads.count * (heads.nope + heads.rope) || weights.len() != heads.count {
-        bail!(
-            "queries of {width} do not fit {} heads of {} + {}",
-            heads.count,
-            heads.nope,
-            heads.rope
-        )
+    let Heads { count, nope, rope, .. } = heads;
+    if width != count * (nope + rope) || weights.len() != count {
+        bail!("queries of {width} do not fit {count} heads of {nope} + {rope}")
     }
-    let values = host(q)?;
-    let step =
-        Step { q: &values, heads, weights, rows: cache.0.layer(cache.1), stride: cache.0.stride() };
+    if !rotation.fits(tokens, rope) {
+        bail!("a rotation does not fit {tokens} queries with {rope} rotated elements")
+    }
+    let q = &*host(q)?;
+    let (rows, stride) = (cache.0.layer(cache.1), cache.0.stride());
+    let step = Step { q, rotation, heads, weights, rows, stride };
     let mut out = vec![0.0f32; tokens * heads.count * heads.value];
     step.attend_prompts(spans, Shared::new(&mut out));
     step.attend_generated(spans, &mut out);
@@ -100,6 +109,7 @@ pub fn attend(
 
 struct Step<'a> {
     q: &'a [f32],
+    rotation: &'a Rotation,
     heads: Heads,
     weights: &'a [HeadWeights],
     /// The layer's cache rows.
@@ -167,8 +177,10 @@ impl Step<'_> {
         let head_width = self.heads.nope + self.heads.rope;
         let mut queries = vec![0.0f32; span.count * key_width];
         for (i, query) in queries.chunks_mut(key_width).enumerate() {
-            let start = ((span.first_row + i) * self.heads.count + head) * head_width;
+            let row = span.first_row + i;
+            let start = (row * self.heads.count + head) * head_width;
             query[..head_width].copy_from_slice(&self.q[start..start + head_width]);
+            self.rotation.rotate(row, &mut query[self.heads.nope..head_width]);
         }
         queries
     }
@@ -184,23 +196,16 @@ impl Step<'_> {
     ) {
         let Heads { nope, rope, latent, .. } = self.heads;
         let weights = &self.weights[head];
-        let start = positions.start;
-        for first in positions.clone().step_by(BLOCK_TOKENS) {
-            let count = BLOCK_TOKENS.min(positions.end - first);
-            let block = &self.block_rows(span.blocks[first / BLOCK_TOKENS])[..count * self.stride];
-            let rows = Rows::dense(block, self.stride);
-            let (key, value) = (
-                &mut keys[(first - start) * key_width..],
-                &mut values[(first - start) * value_width..],
-            );
-            // SAFETY: `keys` and `values` have a row for each position.
-            unsafe {
-                weights.key.product_into(rows, count, key.as_mut_ptr(), key_width);
-                weights.value.product_into(rows, count, value.as_mut_ptr(), value_width);
-            }
-            for (row, key) in block.chunks(self.stride).zip(key.chunks_mut(key_width)) {
-                key[nope..nope + rope].copy_from_slice(&row[latent..latent + rope]);
-            }
+        let cached: Vec<u32> = positions.map(|position| span.cache_row(position)).collect();
+        let rows = Rows::gathered(self.rows, self.stride, &cached);
+        // SAFETY: `keys` and `values` have a row for each position.
+        unsafe {
+            weights.key.product_into(rows, cached.len(), keys.as_mut_ptr(), key_width);
+            weights.value.product_into(rows, cached.len(), values.as_mut_ptr(), value_width);
+        }
+        for (&row, key) in cached.iter().zip(keys.chunks_mut(key_width)) {
+            let rotated = &self.rows[row as usize * self.stride + latent..][..rope];
+            key[nope..nope + rope].copy_from_slice(rotated);
         }
     }
 
@@ -244,9 +249,12 @@ impl Step<'_> {
                     count * stride,
                 );
                 for (i, &row) in rows.iter().enumerate() {
-                    let rotated = &source[row as usize * count * head_width + nope..][..rope];
-                    let place = (i * count + head) * stride + latent;
-                    target.at(place).copy_from_nonoverlapping(rotated.as_ptr(), rope);
+                    let row = row as usize;
+                    let plain = &source[row * count * head_width + nope..][..rope];
+                    let place = target.at((i * count + head) * stride + latent);
+                    let place = std::slice::from_raw_parts_mut(place, rope);
+                    place.copy_from_slice(plain);
+                    self.rotation.rotate(row, place);
                 }
             }
         });
@@ -262,10 +270,13 @@ impl Step<'_> {
         let per_task = if divided { GROUP.min(count) } else { count };
         let mut out = vec![0.0f32; tokens.len() * count * width];
         let target = Shared::new(&mut out);
-        let tasks: Vec<(usize, usize)> = (0..tokens.len())
-            .flat_map(|token| (0..count).step_by(per_task).map(move |head| (token, head)))
-            .collect();
-        tasks.into_par_iter().with_max_len(4).for_each(|(token, first_head)| {
+        // The longest first, so that no thread ends late.
+        let mut order: Vec<usize> = (0..tokens.len()).collect();
+        order.sort_by_key(|&token| std::cmp::Reverse(tokens[token].0.first_position));
+        let heads = || (0..count).step_by(per_task);
+        let tasks: Vec<(usize, usize)> =
+            order.into_iter().flat_map(|token| heads().map(move |head| (token, head))).collect();
+        tasks.into_par_iter().with_max_len(1).for_each(|(token, first_head)| {
             let heads = per_task.min(count - first_head);
             let start = (token * count + first_head) * stride;
             let result = self.attend_token(tokens[token], &queries[start..start + heads * stride]);

@@ -41,10 +41,8 @@ impl LatentPool {
         &self.layers[layer]
     }
 
-    /// The row of a slot: block number times [`BLOCK_TOKENS`] plus offset.
-    pub(crate) fn row_mut(&mut self, layer: usize, slot: u32) -> &mut [f32] {
-        let start = slot as usize * self.stride;
-        &mut self.layers[layer][start..start + self.stride]
+    pub(crate) fn layer_mut(&mut self, layer: usize) -> &mut [f32] {
+        &mut self.layers[layer]
     }
 
     fn stride_of(width: usize) -> usize {

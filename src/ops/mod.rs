@@ -9,6 +9,7 @@ mod attention;
 mod experts;
 mod host;
 mod lanes;
+mod largest;
 mod latent;
 mod matmul;
 #[cfg(target_arch = "aarch64")]
@@ -26,13 +27,14 @@ mod x86;
 
 pub use attention::{Form, HeadWeights, Heads, Span, attend};
 pub use experts::{Expert, RoutesByExpert, combine, expert_outputs, routed_experts};
-pub(crate) use host::from_host as rows_tensor;
+pub(crate) use host::{from_host as rows_tensor, host as tensor_values};
 pub use lanes::Isa;
+pub use largest::{Largest, largest};
 pub use latent::{BLOCK_TOKENS, LatentPool};
 pub use matmul::{Compute, Held, Matrix, Numerics};
-pub use norm::{add_bias, rms_norm};
+pub use norm::{add_bias, add_rms_norm, rms_norm};
 pub use peaks::Peaks;
 pub use residual::add;
-pub use rope::{Rotation, rotate_queries, store_latents};
+pub use rope::{Rotation, store_latents};
 pub use router::{Choice, Routing, route};
 pub use softmax::exponentials;

@@ -6,8 +6,8 @@ use rayon::prelude::*;
 use super::host::{from_host, host};
 use super::lanes::{Isa, Lanes, per_isa};
 
-/// Rows below which a second thread is not worth its wake-up.
-const SERIAL_ELEMENTS: usize = 1 << 15;
+/// Elements below which a second thread is not worth its wake-up.
+pub(super) const SERIAL_ELEMENTS: usize = 1 << 15;
 
 /// `weight * x / sqrt(mean(x²) + epsilon)`, row by row: `[tokens, width]` → the same.
 ///
@@ -30,6 +30,37 @@ pub fn rms_norm(x: &Tensor, weight: &[f32], epsilon: f32) -> Result<Tensor> {
         x.par_chunks(stride).zip(out.par_chunks_mut(width)).with_min_len(8).for_each(norm);
     }
     from_host(out, tokens, width)
+}
+
+/// The residual stream and what a layer adds to it, `[tokens, width]` both → their sum, and its
+/// [`rms_norm`].
+pub fn add_rms_norm(
+    x: &Tensor,
+    y: &Tensor,
+    weight: &[f32],
+    epsilon: f32,
+) -> Result<(Tensor, Tensor)> {
+    let (tokens, width) = x.dims2()?;
+    if y.dims2()? != (tokens, width) || weight.len() != width {
+        bail!("a norm of {} does not fit {:?} + {:?}", weight.len(), x.shape(), y.shape())
+    }
+    let (x, y) = (host(x)?, host(y)?);
+    let (mut sums, mut normed) = (vec![0.0f32; x.len()], vec![0.0f32; x.len()]);
+    let isa = Isa::best();
+    let add = |x: &[f32], y: &[f32], sum: &mut [f32], normed: &mut [f32]| {
+        x.iter().zip(y).zip(&mut *sum).for_each(|((x, y), sum)| *sum = x + y);
+        rms_norm_row(isa, sum, weight, epsilon, normed);
+    };
+    if x.len() < SERIAL_ELEMENTS {
+        let rows = x.chunks(width).zip(y.chunks(width)).zip(sums.chunks_mut(width));
+        let rows = rows.zip(normed.chunks_mut(width));
+        rows.for_each(|(((x, y), sum), normed)| add(x, y, sum, normed));
+    } else {
+        let rows = x.par_chunks(width).zip(y.par_chunks(width)).zip(sums.par_chunks_mut(width));
+        let rows = rows.zip(normed.par_chunks_mut(width)).with_min_len(8);
+        rows.for_each(|(((x, y), sum), normed)| add(x, y, sum, normed));
+    }
+    Ok((from_host(sums, tokens, width)?, from_host(normed, tokens, width)?))
 }
 
 /// Normalises one row into `target`; all three have one length.
@@ -89,6 +120,21 @@ pub fn add_bias(x: &Tensor, bias: &[f32]) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sum_and_its_norm_are_those_of_the_single_operations() {
+        for (tokens, width) in [(3, 40), (900, 48)] {
+            let values = |seed: f32| (0..tokens * width).map(|i| (i as f32 * seed).sin()).collect();
+            let x = from_host(values(0.7), tokens, width).unwrap();
+            let y = from_host(values(0.3), tokens, width).unwrap();
+            let weight: Vec<f32> = (0..width).map(|i| 1.0 + i as f32 * 0.01).collect();
+            let (sum, normed) = add_rms_norm(&x, &y, &weight, 1e-6).unwrap();
+            let expected = (&x + &y).unwrap();
+            assert_eq!(*host(&sum).unwrap(), *host(&expected).unwrap());
+            let expected = rms_norm(&expected, &weight, 1e-6).unwrap();
+            assert_eq!(*host(&normed).unwrap(), *host(&expected).unwrap());
+        }
+    }
 
     #[test]
     fn every_instruction_set_normalises_to_the_same_bits() {

@@ -5,10 +5,10 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::host::{from_host, host};
+use super::host::{Shared, host};
 use super::lanes::Isa;
 use super::latent::LatentPool;
-use super::norm::rms_norm_row;
+use super::norm::{SERIAL_ELEMENTS, rms_norm_row};
 
 /// Cosines and sines of a step's positions: `[tokens, rope_dim / 2]` each.
 #[derive(Clone, Debug)]
@@ -30,8 +30,13 @@ impl Rotation {
         Self { cos, sin, pairs: frequencies.len() }
     }
 
+    /// Whether it has an angle for each token and pair of `rope` elements.
+    pub(super) fn fits(&self, tokens: usize, rope: usize) -> bool {
+        rope == 2 * self.pairs && self.cos.len() == tokens * self.pairs
+    }
+
     /// Rotates the pairs of one token.
-    fn rotate(&self, token: usize, pairs: &mut [f32]) {
+    pub(super) fn rotate(&self, token: usize, pairs: &mut [f32]) {
         let row = token * self.pairs..(token + 1) * self.pairs;
         let angles = self.cos[row.clone()].iter().zip(&self.sin[row]);
         for (pair, (cos, sin)) in pairs.chunks_exact_mut(2).zip(angles) {
@@ -40,22 +45,6 @@ impl Rotation {
             pair[1] = a * sin + b * cos;
         }
     }
-}
-
-/// Rotates the last `2 * pairs` elements of every head: `[tokens, heads * head_width]` → the same.
-pub fn rotate_queries(q: &Tensor, heads: usize, rotation: &Rotation) -> Result<Tensor> {
-    let (tokens, width) = q.dims2()?;
-    let head = width / heads;
-    let rope = 2 * rotation.pairs;
-    if width % heads != 0 || rope > head || rotation.cos.len() != tokens * rotation.pairs {
-        bail!("a rotation of {rope} does not fit {heads} heads in rows of {width}")
-    }
-    let mut out = host(q)?.to_vec();
-    out.par_chunks_mut(width).enumerate().with_min_len(16).for_each(|(token, row)| {
-        row.chunks_mut(head)
-            .for_each(|head_row| rotation.rotate(token, &mut head_row[head - rope..]));
-    });
-    from_host(out, tokens, width)
 }
 
 /// Normalises the latent of each row of `kv` (`[tokens, latent + 2 * pairs]`), rotates its shared key
@@ -74,11 +63,23 @@ pub fn store_latents(
         bail!("{} slots and a latent of {latent} do not fit {tokens} rows of {width}", slots.len())
     }
     let kv = host(kv)?;
-    for (token, (row, &slot)) in kv.chunks(width).zip(slots).enumerate() {
-        let target = pool.row_mut(layer, slot);
-        rms_norm_row(Isa::best(), &row[..latent], norm, epsilon, &mut target[..latent]);
-        target[latent..width].copy_from_slice(&row[latent..]);
-        rotation.rotate(token, &mut target[latent..width]);
+    let stride = pool.stride();
+    let rows = pool.layer_mut(layer);
+    assert!(slots.iter().all(|&slot| (slot as usize + 1) * stride <= rows.len()));
+    let rows = Shared::new(rows);
+    let isa = Isa::best();
+    let store = |(token, (row, &slot)): (usize, (&[f32], &u32))| {
+        // SAFETY: the slot lies in the cache, and each token has a slot of its own.
+        let target =
+            unsafe { std::slice::from_raw_parts_mut(rows.at(slot as usize * stride), width) };
+        rms_norm_row(isa, &row[..latent], norm, epsilon, &mut target[..latent]);
+        target[latent..].copy_from_slice(&row[latent..]);
+        rotation.rotate(token, &mut target[latent..]);
+    };
+    if kv.len() < SERIAL_ELEMENTS {
+        kv.chunks(width).zip(slots).enumerate().for_each(store);
+    } else {
+        kv.par_chunks(width).zip(slots).enumerate().with_min_len(8).for_each(store);
     }
     Ok(())
 }
@@ -90,10 +91,10 @@ mod tests {
     #[test]
     fn neighbours_turn_by_position_times_frequency() {
         let rotation = Rotation::new(&[0, 3], &[1.0, 0.1], 1.0);
-        let q = from_host(vec![9.0, 1.0, 0.0, 0.0, 2.0, 9.0, 1.0, 0.0, 0.0, 2.0], 2, 5).unwrap();
-        let q = rotate_queries(&q, 1, &rotation).unwrap().to_vec2::<f32>().unwrap();
-        assert_eq!(q[0], [9.0, 1.0, 0.0, 0.0, 2.0]);
-        let expected = [9.0, 3f32.cos(), 3f32.sin(), -2.0 * 0.3f32.sin(), 2.0 * 0.3f32.cos()];
-        assert!(q[1].iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6));
+        let mut pairs = [[1.0, 0.0, 0.0, 2.0]; 2];
+        pairs.iter_mut().enumerate().for_each(|(token, pairs)| rotation.rotate(token, pairs));
+        assert_eq!(pairs[0], [1.0, 0.0, 0.0, 2.0]);
+        let expected = [3f32.cos(), 3f32.sin(), -2.0 * 0.3f32.sin(), 2.0 * 0.3f32.cos()];
+        assert!(pairs[1].iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6));
     }
 }

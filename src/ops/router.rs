@@ -1,5 +1,10 @@
 //! The router of a mixture of experts: which experts each token uses, and how much.
 
+use rayon::prelude::*;
+
+use super::norm::SERIAL_ELEMENTS;
+use super::softmax::exponentials;
+
 /// How experts are chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Choice {
@@ -35,35 +40,49 @@ pub fn route(logits: &[f32], experts: usize, choice: Choice) -> Routing {
     let tokens = logits.len() / experts;
     let mut routing = Routing {
         experts_per_token: k,
-        expert_ids: Vec::with_capacity(tokens * k),
-        weights: Vec::with_capacity(tokens * k),
+        expert_ids: vec![0; tokens * k],
+        weights: vec![0.0; tokens * k],
     };
-    let mut chosen = Vec::with_capacity(k);
-    let mut scores = vec![0.0; experts];
-    for logits in logits.chunks(experts) {
-        softmax(logits, &mut scores);
-        choose(&scores, choice, &mut chosen);
-        let sum: f32 = chosen.iter().map(|&id| scores[id as usize]).sum();
-        let factor = if choice.normalise && k > 1 { 1.0 / (sum + 1e-20) } else { choice.scale };
-        routing.expert_ids.extend_from_slice(&chosen);
-        routing.weights.extend(chosen.iter().map(|&id| scores[id as usize] * factor));
+    let Routing { expert_ids, weights, .. } = &mut routing;
+    let route = |scores: &mut Vec<f32>, ((logits, ids), weights): Routes| {
+        scores.resize(experts, 0.0);
+        route_token(logits, scores, choice, (ids, weights));
+    };
+    if logits.len() < SERIAL_ELEMENTS {
+        let rows = logits.chunks(experts).zip(expert_ids.chunks_mut(k)).zip(weights.chunks_mut(k));
+        let mut scores = Vec::new();
+        rows.for_each(|routes| route(&mut scores, routes));
+    } else {
+        let rows = logits.par_chunks(experts).zip(expert_ids.par_chunks_mut(k));
+        let rows = rows.zip(weights.par_chunks_mut(k)).with_min_len(32);
+        rows.for_each_init(Vec::new, route);
     }
     routing
 }
 
-fn softmax(logits: &[f32], scores: &mut [f32]) {
+/// A token's logits, and where its experts and their weights go.
+type Routes<'a> = ((&'a [f32], &'a mut [u32]), &'a mut [f32]);
+
+fn route_token(
+    logits: &[f32],
+    scores: &mut [f32],
+    choice: Choice,
+    (ids, weights): (&mut [u32], &mut [f32]),
+) {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0.0;
-    for (score, logit) in scores.iter_mut().zip(logits) {
-        // In f64 so that the C library's rounding of e^x cannot show in the f32 result.
-        *score = f64::from(logit - largest).exp() as f32;
-        sum += *score;
-    }
+    let sum = exponentials(logits, largest, 1.0, scores) as f32;
     scores.iter_mut().for_each(|score| *score /= sum);
+    choose(scores, choice, ids);
+    let sum: f32 = ids.iter().map(|&id| scores[id as usize]).sum();
+    let normalise = choice.normalise && ids.len() > 1;
+    let factor = if normalise { 1.0 / (sum + 1e-20) } else { choice.scale };
+    for (weight, &id) in weights.iter_mut().zip(&*ids) {
+        *weight = scores[id as usize] * factor;
+    }
 }
 
 /// Writes the chosen expert ids into `chosen`, ascending.
-fn choose(scores: &[f32], choice: Choice, chosen: &mut Vec<u32>) {
+fn choose(scores: &[f32], choice: Choice, chosen: &mut [u32]) {
     let mut kept_groups = u128::MAX;
     let mut group_size = scores.len();
     if let Some((groups, kept)) = choice.groups {
@@ -77,14 +96,17 @@ fn choose(scores: &[f32], choice: Choice, chosen: &mut Vec<u32>) {
     // Experts of other groups have score 0, so they come last, the lowest id first.
     let score =
         |id: usize| if kept_groups >> (id / group_size) & 1 == 1 { scores[id] } else { 0.0 };
-    chosen.clear();
+    let mut found = 0;
     for id in 0..scores.len() {
-        let position = chosen.iter().position(|&other| score(other as usize) < score(id));
-        let position = position.unwrap_or(chosen.len());
-        if position < choice.experts_per_token {
-            chosen.truncate(choice.experts_per_token - 1);
-            chosen.insert(position, id as u32);
+        // Most experts are worse than the worst of those that are chosen so far.
+        if found == chosen.len() && score(chosen[found - 1] as usize) >= score(id) {
+            continue;
         }
+        let better = |&&other: &&u32| score(other as usize) >= score(id);
+        let position = chosen[..found].iter().take_while(better).count();
+        found = (found + 1).min(chosen.len());
+        chosen[position..found].rotate_right(1);
+        chosen[position] = id as u32;
     }
     chosen.sort_unstable();
 }

@@ -9,8 +9,8 @@ use criterion::{
     BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
 };
 use nightshift::ops::{
-    self, BLOCK_TOKENS, Choice, Expert, Form, HeadWeights, Heads, Held, LatentPool, Matrix,
-    Rotation, Span,
+    self, BLOCK_TOKENS, CacheFormat, Choice, Expert, Form, HeadWeights, Heads, Held, LatentPool,
+    Matrix, Rotation, Span,
 };
 
 const HIDDEN: usize = 1024;
@@ -158,7 +158,7 @@ fn head_weights() -> Vec<HeadWeights> {
 fn cache(sequences: usize, context: usize) -> (LatentPool, Vec<Vec<u32>>) {
     let blocks = context.div_ceil(BLOCK_TOKENS);
     let width = HEADS.latent + HEADS.rope;
-    let mut pool = LatentPool::new(1, sequences * blocks, width);
+    let mut pool = LatentPool::new(1, sequences * blocks, width, CacheFormat::F32);
     let tokens = sequences * blocks * BLOCK_TOKENS;
     let slots: Vec<u32> = (0..tokens as u32).collect();
     let rotation = rotation(&slots.iter().map(|slot| slot % 512).collect::<Vec<_>>());
@@ -277,7 +277,7 @@ fn stores(criterion: &mut Criterion) {
         let kv = tensor((tokens, width));
         let slots: Vec<u32> = (0..tokens as u32).collect();
         let rotation = rotation(&slots);
-        let mut pool = LatentPool::new(1, tokens.div_ceil(BLOCK_TOKENS), width);
+        let mut pool = LatentPool::new(1, tokens.div_ceil(BLOCK_TOKENS), width, CacheFormat::F32);
         let cache = tensor((tokens, width));
         let (cos, sin) = (tensor((tokens, rope / 2)), tensor((tokens, rope / 2)));
         compare(

@@ -11,7 +11,7 @@ use candle_nn::VarBuilder;
 use candle_transformers::models::deepseek2::{DeepSeekV2, DeepSeekV2Config};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use nightshift::model::{Model, Step};
-use nightshift::ops::{BLOCK_TOKENS, Form, Held, LatentPool, Span};
+use nightshift::ops::{BLOCK_TOKENS, Form, Held, Span};
 
 fn models(criterion: &mut Criterion) {
     let folder = std::env::var_os("NIGHTSHIFT_BENCH_MODEL").map_or_else(
@@ -24,7 +24,7 @@ fn models(criterion: &mut Criterion) {
     let tokens: Vec<u32> = (0..128).map(|i| i * 3 % vocabulary).collect();
     // Room for the prompt and the token after it.
     let blocks = tokens.len() / BLOCK_TOKENS + 1;
-    let mut pool = LatentPool::new(model.config().layers, blocks, model.config().latent_width());
+    let mut pool = model.cache(blocks);
     let mut group = criterion.benchmark_group("prefill_128_tokens");
     group.sample_size(10).throughput(Throughput::Elements(tokens.len() as u64));
     let step = span(&tokens, 0, Form::Prompt);

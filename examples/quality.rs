@@ -1,7 +1,7 @@
 //! What a way of holding and multiplying weights costs: its next-token distributions beside exact
 //! arithmetic's, over the prompts of a JSONL file.
 //!
-//! `cargo run --release --example quality -- MODEL_FOLDER ROWS.jsonl [int8|bf16]`
+//! `cargo run --release --example quality -- MODEL_FOLDER ROWS.jsonl [int8|bf16|bf16-cache]`
 //!
 //! A row is compared by its `prompt_token_ids`, else its `prompt` or the text of its `messages`.
 
@@ -11,7 +11,7 @@ use std::error::Error;
 use std::path::Path;
 
 use nightshift::model::{Model, compare};
-use nightshift::ops::{Compute, Held, Numerics};
+use nightshift::ops::{CacheFormat, Compute, Held, Numerics};
 use nightshift::prompt::TextModel;
 use serde_json::Value;
 
@@ -21,10 +21,12 @@ const MAX_TOKENS: usize = 512;
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [folder, rows, rest @ ..] = arguments.as_slice() else {
-        return Err("usage: quality MODEL_FOLDER ROWS.jsonl [int8|bf16]".into());
+        return Err("usage: quality MODEL_FOLDER ROWS.jsonl [int8|bf16|bf16-cache]".into());
     };
-    let int8 = ("int8", Numerics::from(Held::Int8));
-    let bf16 = ("bf16", Numerics { held: Held::Bf16, compute: Compute::Bf16 });
+    let exact = Numerics::from(Held::Bf16);
+    let int8 = ("int8", Numerics { held: Held::Int8, ..exact });
+    let bf16 = ("bf16", Numerics { compute: Compute::Bf16, ..exact });
+    let cache = ("bf16-cache", Numerics { cache: CacheFormat::Bf16, ..exact });
     let asked = |name: &str| rest.is_empty() || rest.iter().any(|other| other == name);
     let folder = Path::new(folder);
     let text = TextModel::load(folder)?;
@@ -35,7 +37,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let load = |numerics: Numerics| Model::load(folder, numerics, &|_, _| {});
     let exact = load(Held::F32.into())?;
     println!("{:<12}{:>10}{:>12}{:>12}{:>8}", "", "positions", "mean KL", "max KL", "top-1");
-    for (name, numerics) in [int8, bf16].into_iter().filter(|(name, _)| asked(name)) {
+    for (name, numerics) in [int8, bf16, cache].into_iter().filter(|(name, _)| asked(name)) {
         if !numerics.compute.is_available() {
             println!("{name:<12}this processor has no BF16 dot products");
             continue;

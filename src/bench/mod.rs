@@ -18,7 +18,7 @@ use self::spec::Cell;
 use self::work::Cost;
 use crate::engine::{Engine, EngineError};
 use crate::model::ModelParts;
-use crate::ops::{BLOCK_TOKENS, Isa, LatentPool, Peaks};
+use crate::ops::{BLOCK_TOKENS, Isa, Peaks};
 use crate::prompt::TextModel;
 
 pub use report::{BenchReport, Machine, Measurement, ModelFacts, Phase};
@@ -66,7 +66,7 @@ pub fn bench(
     told: &mut dyn FnMut(&BenchReport),
 ) -> Result<BenchReport, BenchError> {
     let cells = spec.cells();
-    cells.iter().try_for_each(|cell| cell.check(model.config(), free_bytes))?;
+    cells.iter().try_for_each(|cell| cell.check(&model, free_bytes))?;
     let peaks = Peaks::measure(spec.threads)?;
     let facts = facts(&model);
     let cost = Cost::new(model.config(), model.footprint(), facts.cache_bytes_per_token);
@@ -80,7 +80,7 @@ pub fn bench(
     told(&report);
     for cell in cells {
         let (vocabulary, engine_spec) =
-            (model.config().vocab_size, cell.engine(spec.threads, model.config()));
+            (model.config().vocab_size, cell.engine(spec.threads, &model));
         let mut timed = Timed::new(Engine::new(model, text.clone(), engine_spec)?, vocabulary);
         let median = median(repeat(&mut timed, cell)?);
         report.measurements.push(measurement(cell, median, &cost, peaks));
@@ -92,11 +92,10 @@ pub fn bench(
 
 fn facts(model: &ModelParts) -> ModelFacts {
     let config = model.config();
-    let block_bytes = LatentPool::block_bytes(config.layers, config.latent_width());
     ModelFacts {
         parameters: config.parameters(),
         weight_bytes: model.weight_bytes(),
-        cache_bytes_per_token: block_bytes / BLOCK_TOKENS as u64,
+        cache_bytes_per_token: model.block_bytes() / BLOCK_TOKENS as u64,
     }
 }
 

@@ -2,8 +2,8 @@
 
 use super::{BenchError, Phase};
 use crate::engine::{EngineSpec, Logprobs};
-use crate::model::Config;
-use crate::ops::{BLOCK_TOKENS, LatentPool};
+use crate::model::ModelParts;
+use crate::ops::BLOCK_TOKENS;
 
 /// What is measured.
 #[derive(Clone, Debug)]
@@ -59,26 +59,26 @@ impl Cell {
     }
 
     /// The engine that it runs on.
-    pub(super) fn engine(self, threads: usize, config: &Config) -> EngineSpec {
+    pub(super) fn engine(self, threads: usize, model: &ModelParts) -> EngineSpec {
         EngineSpec {
             threads,
             max_sequences: self.sequences,
             max_step_tokens: self.max_step_tokens,
-            cache_bytes: self.cache_bytes(config),
+            cache_bytes: self.cache_bytes(model),
             share_prefixes: false,
             logprobs: Logprobs::default(),
             routed_experts: false,
         }
     }
 
-    fn cache_bytes(self, config: &Config) -> u64 {
+    fn cache_bytes(self, model: &ModelParts) -> u64 {
         let blocks = self.sequences * (self.longest().div_ceil(BLOCK_TOKENS) + 2);
-        LatentPool::block_bytes(config.layers, config.latent_width()) * blocks as u64
+        model.block_bytes() * blocks as u64
     }
 
-    pub(super) fn check(self, config: &Config, free_bytes: u64) -> Result<(), BenchError> {
-        let (tokens, context) = (self.longest(), config.max_position_embeddings);
-        let bytes = self.cache_bytes(config);
+    pub(super) fn check(self, model: &ModelParts, free_bytes: u64) -> Result<(), BenchError> {
+        let (tokens, context) = (self.longest(), model.config().max_position_embeddings);
+        let bytes = self.cache_bytes(model);
         match () {
             () if tokens > context => Err(BenchError::TooLong { tokens, context }),
             () if bytes > free_bytes => {

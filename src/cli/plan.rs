@@ -8,7 +8,8 @@ use clap::Args;
 
 use super::exit::Exit;
 use super::{JobArgs, terminal};
-use crate::job::{BatchSpec, Dtype, Job};
+use crate::job::{BatchSpec, Job};
+use crate::ops::Held;
 use crate::parallel::Topology;
 use crate::pipeline::RunError;
 use crate::pipeline::plan::{LayoutPlan, PlanRequest, PlannedStep, plan as lay_out};
@@ -79,7 +80,7 @@ fn request(args: &PlanArgs) -> Result<PlanRequest, Exit> {
         None => PlanRequest {
             model_path: String::new(),
             base: PathBuf::from("."),
-            dtype: Dtype::default(),
+            numerics: Held::F32.into(),
             topology: Topology::SINGLE,
             batch: BatchSpec::default(),
             hardware: None,

@@ -34,7 +34,7 @@ use self::stop::{StopRules, StopWatch};
 use self::twins::{Met, Twin, Twins};
 use crate::batch::{Lengths, Order};
 use crate::model::{Config, ModelParts};
-use crate::ops::{BLOCK_TOKENS, LatentPool};
+use crate::ops::BLOCK_TOKENS;
 use crate::prompt::TextModel;
 use crate::row::{Carried, Generated, Generation, Prompt, RowRef, Work};
 
@@ -84,7 +84,7 @@ impl Engine {
         let config = model.config().clone();
         let topology = model.topology();
         let ranks = topology.ranks_per_stage;
-        let block_bytes = LatentPool::block_bytes(config.layers, config.latent_width());
+        let block_bytes = model.block_bytes();
         let blocks = (spec.cache_bytes / block_bytes) as usize / ranks;
         if blocks == 0 {
             return Err(EngineError::Cache { bytes: spec.cache_bytes, block_bytes, ranks });
@@ -124,10 +124,9 @@ impl Engine {
     }
 
     /// Bytes of cache that `max_sequences` sequences of the whole context could use, in whole blocks.
-    pub fn useful_cache_bytes(config: &Config, max_sequences: usize) -> u64 {
-        let blocks = config.max_position_embeddings.div_ceil(BLOCK_TOKENS) + 1;
-        LatentPool::block_bytes(config.layers, config.latent_width())
-            * (blocks * max_sequences) as u64
+    pub fn useful_cache_bytes(model: &ModelParts, max_sequences: usize) -> u64 {
+        let blocks = model.config().max_position_embeddings.div_ceil(BLOCK_TOKENS) + 1;
+        model.block_bytes() * (blocks * max_sequences) as u64
     }
 
     /// Queues the samples of a prompt that did not end yet; they go on from where they were.

@@ -139,8 +139,7 @@ impl Rank {
                     return model;
                 }
             };
-            let width = model.config().latent_width();
-            let cache = LatentPool::new(model.layers(), blocks, width);
+            let cache = model.cache(blocks);
             let _ = send_ready.send(Ok(()));
             work(model, cache, inbox, outbox)
         };

@@ -8,8 +8,8 @@ use serde_json::json;
 use super::error::Problem;
 use super::eval::eval_spec;
 use super::file::{
-    Biases, CompressionChoice, Compute, DeviceKind, Dtype, Extra, Format, InputSection, JobFile,
-    OutputSection, RunSection, SamplingSection, SchemaText, TooLongChoice,
+    Biases, CacheDtype, CompressionChoice, Compute, DeviceKind, Dtype, Extra, Format, InputSection,
+    JobFile, OutputSection, RunSection, SamplingSection, SchemaText, TooLongChoice,
 };
 use super::setting::Setting;
 use super::written::line_of;
@@ -100,9 +100,12 @@ pub(super) fn check(
             "top_logprobs": output.top_logprobs, "compression": output.compression,
         },
     });
+    // Named only where they are not the default, so that older outputs keep their name.
     if model.compute != Compute::default() {
-        // Named only where it is not the default, so that older outputs keep their name.
         identity["model"]["compute"] = json!(model.compute);
+    }
+    if model.cache_dtype != CacheDtype::default() {
+        identity["model"]["cache_dtype"] = json!(model.cache_dtype);
     }
     // Written only where they say something: outputs of jobs without them stay the same job's.
     for (key, value) in [
@@ -121,6 +124,7 @@ pub(super) fn check(
         model_path,
         dtype: model.dtype,
         compute: model.compute,
+        cache_dtype: model.cache_dtype,
         threads: devices.threads,
         topology: Topology { stages: devices.stages, ranks_per_stage: devices.ranks },
         prompt: PromptSpec {
@@ -185,6 +189,15 @@ impl From<Compute> for crate::ops::Compute {
         match compute {
             Compute::F32 => Self::F32,
             Compute::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+impl From<CacheDtype> for crate::ops::CacheFormat {
+    fn from(dtype: CacheDtype) -> Self {
+        match dtype {
+            CacheDtype::F32 => Self::F32,
+            CacheDtype::Bf16 => Self::Bf16,
         }
     }
 }

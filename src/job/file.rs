@@ -40,12 +40,15 @@ pub(super) struct ModelSection {
     /// Hugging Face folder: config.json, safetensors, tokenizer.json, tokenizer_config.json. Required.
     pub(super) path: Option<String>,
     /// How weights are held in memory: `f32`, `bf16` or `int8`. BF16 halves the memory of released models
-    /// and computes the same. INT8 halves it again and is faster, but rounds: experts and projections are
-    /// held in 8 bits, their activations quantised token by token; the rest is held as BF16.
+    /// and computes the same. INT8 halves it again and is faster, but rounds: all matrices but
+    /// router and embedding are held in 8 bits, and their activations quantised token by token.
     pub(super) dtype: Dtype,
     /// What products with BF16 weights compute with: `f32`, exactly, or `bf16`, which rounds activations
     /// and is faster where the processor has BF16 dot products (AVX512-BF16); other processors refuse it.
     pub(super) compute: Compute,
+    /// How the latent cache holds what it keeps: `f32`, as it was computed, or `bf16`, rounded, in half the
+    /// memory: twice the tokens fit.
+    pub(super) cache_dtype: CacheDtype,
 }
 
 /// How weights are held.
@@ -69,6 +72,17 @@ pub enum Compute {
     #[default]
     F32,
     /// Activations rounded to BF16.
+    Bf16,
+}
+
+/// How the latent cache holds what it keeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheDtype {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// 16 bits.
     Bf16,
 }
 

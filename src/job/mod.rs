@@ -20,7 +20,7 @@ use crate::parallel::Topology;
 use crate::prompt::PromptSpec;
 
 pub use error::{JobError, Problem};
-pub use file::{Compute, Dtype};
+pub use file::{CacheDtype, Compute, Dtype};
 pub use fingerprint::fingerprint;
 pub use schema::{input_row_schema, job_schema};
 pub use written::Overrides;
@@ -38,6 +38,8 @@ pub struct Job {
     pub dtype: Dtype,
     /// What products with BF16 weights compute with.
     pub compute: Compute,
+    /// How the latent cache holds what it keeps.
+    pub cache_dtype: CacheDtype,
     /// Compute threads; 0: all cores.
     pub threads: usize,
     /// Over which ranks the model is spread.
@@ -142,7 +144,7 @@ impl Job {
             Dtype::Bf16 => Held::Bf16,
             Dtype::Int8 => Held::Int8,
         };
-        Numerics { held, compute: self.compute.into() }
+        Numerics { held, compute: self.compute.into(), cache: self.cache_dtype.into() }
     }
 
     /// Reads and checks a job file.

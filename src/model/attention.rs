@@ -94,12 +94,8 @@ impl Attention {
         };
         let latent_norm =
             checkpoint.vector(&format!("{prefix}.kv_a_layernorm.weight"), heads.latent)?;
-        let head_weights = head_weights(
-            checkpoint,
-            &format!("{prefix}.kv_b_proj.weight"),
-            heads,
-            numerics.wide(),
-        )?;
+        let head_weights =
+            head_weights(checkpoint, &format!("{prefix}.kv_b_proj.weight"), heads, numerics)?;
         Ok(Self { query, latent, latent_norm, head_weights, output, heads })
     }
 

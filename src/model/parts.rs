@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::weights::Checkpoint;
 use super::{Config, Model, ModelError};
-use crate::ops::Numerics;
+use crate::ops::{LatentPool, Numerics};
 use crate::parallel::{Place, Topology};
 
 /// Which part of a model.
@@ -78,6 +78,13 @@ impl ModelParts {
     /// Bytes of weights of all ranks, as they are held.
     pub fn weight_bytes(&self) -> u64 {
         self.parts.iter().map(Model::weight_bytes).sum()
+    }
+
+    /// Bytes that one block of the cache takes over all layers.
+    pub fn block_bytes(&self) -> u64 {
+        let Config { layers, .. } = *self.config();
+        let width = self.config().latent_width();
+        LatentPool::block_bytes(layers, width, self.parts[0].cache_format())
     }
 
     pub(super) fn parts(&self) -> &[Model] {

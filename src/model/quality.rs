@@ -3,7 +3,7 @@
 //! Takes two models of one vocabulary and streams of token ids. Knows nothing of how they differ.
 
 use super::{Model, ModelError, Step};
-use crate::ops::{BLOCK_TOKENS, Form, LatentPool, Span};
+use crate::ops::{BLOCK_TOKENS, Form, Span};
 
 /// Tokens of one step.
 const STEP_TOKENS: usize = 256;
@@ -37,7 +37,8 @@ pub fn compare(
     let mut quality = Quality::default();
     let mut agreeing = 0u64;
     for stream in streams {
-        let mut pools = [reference, other].map(|model| pool(model, stream.len()));
+        let mut pools =
+            [reference, other].map(|model| model.cache(stream.len().div_ceil(BLOCK_TOKENS)));
         for start in (0..stream.len()).step_by(STEP_TOKENS) {
             let step = step(stream, start..stream.len().min(start + STEP_TOKENS));
             let [first, second] = &mut pools;
@@ -56,11 +57,6 @@ pub fn compare(
     quality.mean_kl /= positions;
     quality.top1_agreement = agreeing as f64 / positions;
     Ok(quality)
-}
-
-fn pool(model: &Model, tokens: usize) -> LatentPool {
-    let config = model.config();
-    LatentPool::new(config.layers, tokens.div_ceil(BLOCK_TOKENS), config.latent_width())
 }
 
 /// Some tokens of one sequence that owns all blocks in their order; every row's logits are wanted.

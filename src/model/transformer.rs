@@ -11,7 +11,7 @@ use super::feed_forward::FeedForward;
 use super::parts::{ModelParts, Part};
 use super::weights::Checkpoint;
 use super::{Config, ModelError, Step};
-use crate::ops::{self, Held, LatentPool, Matrix, Numerics, Rotation, Routing};
+use crate::ops::{self, CacheFormat, Held, LatentPool, Matrix, Numerics, Rotation, Routing};
 use crate::parallel::{Alone, Collective, Topology};
 
 /// A loaded DeepSeek-V2 model, or a rank's part of one.
@@ -23,6 +23,7 @@ pub struct Model {
     /// In the last stage.
     pub(super) head: Option<Head>,
     frequencies: Vec<f32>,
+    cache_format: CacheFormat,
 }
 
 pub(super) struct Head {
@@ -37,7 +38,7 @@ pub(super) struct Layer {
     pub(super) feed_forward: FeedForward,
 }
 
-/// The embedding's rows, as they are held.
+/// The embedding's rows, as they are held: BF16 also among INT8 weights, since nothing multiplies them.
 enum Embedding {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
@@ -76,19 +77,14 @@ impl Model {
         let shape = [config.vocab_size, config.hidden_size];
         let table = "model.embed_tokens.weight";
         let embedding = match place.stage {
-            0 => Some(Embedding::load(checkpoint, table, &shape, numerics.wide().held)?),
+            0 => Some(Embedding::load(checkpoint, table, &shape, numerics.held)?),
             _ => None,
         };
         let head = if config.tie_word_embeddings { table } else { "lm_head.weight" };
         let head = match place.stage + 1 == topology.stages {
             true => Some(Head {
                 norm: checkpoint.vector("model.norm.weight", config.hidden_size)?,
-                weight: checkpoint.matrix(
-                    head,
-                    config.vocab_size,
-                    config.hidden_size,
-                    numerics.wide(),
-                )?,
+                weight: checkpoint.matrix(head, config.vocab_size, config.hidden_size, numerics)?,
             }),
             false => None,
         };
@@ -100,7 +96,14 @@ impl Model {
         let layers = topology.layers(place.stage, config.layers).map(load);
         let layers = layers.collect::<Result<_, _>>()?;
         let frequencies = config.rope_frequencies();
-        Ok(Self { config: config.clone(), embedding, layers, head, frequencies })
+        Ok(Self {
+            config: config.clone(),
+            embedding,
+            layers,
+            head,
+            frequencies,
+            cache_format: numerics.cache,
+        })
     }
 
     /// Bytes of weight matrices as they are held.
@@ -120,6 +123,17 @@ impl Model {
     /// Layers that this part has.
     pub fn layers(&self) -> usize {
         self.layers.len()
+    }
+
+    /// How the cache of this part holds its elements.
+    pub fn cache_format(&self) -> CacheFormat {
+        self.cache_format
+    }
+
+    /// An empty cache of so many blocks for this part's layers.
+    pub fn cache(&self, blocks: usize) -> LatentPool {
+        let width = self.config.latent_width();
+        LatentPool::new(self.layers.len(), blocks, width, self.cache_format)
     }
 
     /// Computes one step of a whole model: writes its latents into the cache and gives the logits of its

@@ -7,13 +7,15 @@
 //!
 //! Source: DeepSeek-V2 (arXiv:2405.04434) §2.1 and appendix C.
 
+use std::cell::RefCell;
+
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::host::{Shared, from_host, host};
-use super::latent::{BLOCK_TOKENS, LatentPool};
+use super::latent::{BLOCK_TOKENS, CachedRows, GatherScratch, LatentPool};
 use super::matmul::{Matrix, Rows};
-use super::online_softmax::{GROUP, Run, SoftmaxRows};
+use super::online_softmax::{GROUP, Run, SoftmaxRows, SoftmaxState};
 use super::rope::Rotation;
 
 /// Positions whose keys and values are expanded at a time.
@@ -71,12 +73,20 @@ pub struct Span {
     pub blocks: Vec<u32>,
 }
 
-impl Span {
-    /// The row of the cache that holds a position.
-    fn cache_row(&self, position: usize) -> u32 {
-        self.blocks[position / BLOCK_TOKENS] * BLOCK_TOKENS as u32
-            + (position % BLOCK_TOKENS) as u32
-    }
+/// What one task needs; kept from call to call, so that a token costs no allocation.
+#[derive(Default)]
+struct Scratch {
+    softmax: SoftmaxState,
+    gather: GatherScratch,
+    block: Vec<f32>,
+    queries: Vec<f32>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    attended: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 /// Attends: queries `[tokens, count * (nope + rope)]`, each head's rotated part last and not rotated
@@ -99,8 +109,8 @@ pub fn attend(
         bail!("a rotation does not fit {tokens} queries with {rope} rotated elements")
     }
     let q = &*host(q)?;
-    let (rows, stride) = (cache.0.layer(cache.1), cache.0.stride());
-    let step = Step { q, rotation, heads, weights, rows, stride };
+    let (cached, stride) = (cache.0.layer(cache.1), cache.0.stride());
+    let step = Step { q, rotation, heads, weights, cached, stride };
     let mut out = vec![0.0f32; tokens * heads.count * heads.value];
     step.attend_prompts(spans, Shared::new(&mut out));
     step.attend_generated(spans, &mut out);
@@ -113,7 +123,7 @@ struct Step<'a> {
     heads: Heads,
     weights: &'a [HeadWeights],
     /// The layer's cache rows.
-    rows: &'a [f32],
+    cached: CachedRows<'a>,
     stride: usize,
 }
 
@@ -128,90 +138,85 @@ impl Step<'_> {
             std::cmp::Reverse(span.count * (span.first_position + span.count))
         });
         tasks.into_par_iter().with_max_len(1).for_each(|(span, head)| {
-            let result = self.attend_prompt_head(span, head);
-            for (i, row) in result.chunks(heads.value.next_multiple_of(16)).enumerate() {
-                let column = (span.first_row + i) * heads.count * heads.value + head * heads.value;
-                // SAFETY: each task writes the columns of its own head in the rows of its own span.
-                unsafe { out.at(column).copy_from_nonoverlapping(row.as_ptr(), heads.value) }
-            }
+            SCRATCH.with_borrow_mut(|scratch| {
+                self.attend_prompt_head(span, head, scratch);
+                let rows = scratch.attended.chunks(heads.value.next_multiple_of(16));
+                for (i, row) in rows.enumerate() {
+                    let column = ((span.first_row + i) * heads.count + head) * heads.value;
+                    // SAFETY: each task writes the columns of its own head in the rows of its own span.
+                    unsafe { out.at(column).copy_from_nonoverlapping(row.as_ptr(), heads.value) }
+                }
+            });
         });
     }
 
-    /// `[span.count, value]`, rows in whole lanes.
-    fn attend_prompt_head(&self, span: &Span, head: usize) -> Vec<f32> {
+    /// Leaves `[span.count, value]`, rows in whole lanes, in `scratch.attended`.
+    fn attend_prompt_head(&self, span: &Span, head: usize, scratch: &mut Scratch) {
         let heads = self.heads;
         let key_width = (heads.nope + heads.rope).next_multiple_of(16);
         let value_width = heads.value.next_multiple_of(16);
-        let queries = self.padded_queries(span, head, key_width);
-        let mut rows = SoftmaxRows::new(span.count, value_width);
-        let mut keys = vec![0.0f32; EXPANDED_POSITIONS * key_width];
-        let mut values = vec![0.0f32; EXPANDED_POSITIONS * value_width];
+        let Scratch { softmax, gather, queries, keys, values, attended, .. } = scratch;
+        self.pad_queries(span, head, key_width, queries);
+        zeros(attended, span.count * value_width);
         let end = span.first_position + span.count;
+        let tile = EXPANDED_POSITIONS.min(end.next_multiple_of(BLOCK_TOKENS));
+        zeros(keys, tile * key_width);
+        zeros(values, tile * value_width);
+        let mut rows = SoftmaxRows::new(softmax, attended, value_width);
         for start in (0..end).step_by(EXPANDED_POSITIONS) {
             let filled = EXPANDED_POSITIONS.min(end - start);
-            self.expand(
-                span,
-                head,
-                start..start + filled,
-                (&mut keys, key_width),
-                (&mut values, value_width),
-            );
+            let blocks = &span.blocks[start / BLOCK_TOKENS..];
+            let latents = self.cached.positions(blocks, filled, gather);
+            self.expand(latents, filled, head, (keys, key_width), (values, value_width));
             for first in (0..span.count).step_by(GROUP) {
                 let visible =
                     |i: usize| (span.first_position + i + 1).saturating_sub(start).min(filled);
                 let run = Run {
-                    keys: &keys,
+                    keys,
                     key_stride: key_width,
                     key_width,
-                    values: &values,
+                    values,
                     value_stride: value_width,
                     scale: heads.scale,
                 };
-                rows.attend(&queries, first..span.count.min(first + GROUP), visible, &run);
+                rows.attend(queries, first..span.count.min(first + GROUP), visible, &run);
             }
         }
-        rows.finish()
+        rows.finish();
     }
 
-    fn padded_queries(&self, span: &Span, head: usize, key_width: usize) -> Vec<f32> {
+    /// One head's queries of a span, rotated, in rows of `key_width`.
+    fn pad_queries(&self, span: &Span, head: usize, key_width: usize, queries: &mut Vec<f32>) {
         let head_width = self.heads.nope + self.heads.rope;
-        let mut queries = vec![0.0f32; span.count * key_width];
+        zeros(queries, span.count * key_width);
         for (i, query) in queries.chunks_mut(key_width).enumerate() {
             let row = span.first_row + i;
             let start = (row * self.heads.count + head) * head_width;
             query[..head_width].copy_from_slice(&self.q[start..start + head_width]);
             self.rotation.rotate(row, &mut query[self.heads.nope..head_width]);
         }
-        queries
     }
 
-    /// Expands one head's keys and values of some positions from the cache.
+    /// Expands one head's keys and values of `count` latents.
     fn expand(
         &self,
-        span: &Span,
+        latents: Rows,
+        count: usize,
         head: usize,
-        positions: std::ops::Range<usize>,
         (keys, key_width): (&mut [f32], usize),
         (values, value_width): (&mut [f32], usize),
     ) {
         let Heads { nope, rope, latent, .. } = self.heads;
         let weights = &self.weights[head];
-        let cached: Vec<u32> = positions.map(|position| span.cache_row(position)).collect();
-        let rows = Rows::gathered(self.rows, self.stride, &cached);
         // SAFETY: `keys` and `values` have a row for each position.
         unsafe {
-            weights.key.product_into(rows, cached.len(), keys.as_mut_ptr(), key_width);
-            weights.value.product_into(rows, cached.len(), values.as_mut_ptr(), value_width);
+            weights.key.product_into(latents, count, keys.as_mut_ptr(), key_width);
+            weights.value.product_into(latents, count, values.as_mut_ptr(), value_width);
         }
-        for (&row, key) in cached.iter().zip(keys.chunks_mut(key_width)) {
-            let rotated = &self.rows[row as usize * self.stride + latent..][..rope];
+        for (position, key) in keys.chunks_mut(key_width).take(count).enumerate() {
+            let rotated = &latents.row(position, latent + rope)[latent..];
             key[nope..nope + rope].copy_from_slice(rotated);
         }
-    }
-
-    fn block_rows(&self, block: u32) -> &[f32] {
-        let size = BLOCK_TOKENS * self.stride;
-        &self.rows[block as usize * size..(block as usize + 1) * size]
     }
 
     fn attend_generated(&self, spans: &[Span], out: &mut [f32]) {
@@ -279,20 +284,31 @@ impl Step<'_> {
         tasks.into_par_iter().with_max_len(1).for_each(|(token, first_head)| {
             let heads = per_task.min(count - first_head);
             let start = (token * count + first_head) * stride;
-            let result = self.attend_token(tokens[token], &queries[start..start + heads * stride]);
+            let queries = &queries[start..start + heads * stride];
             let place = (token * count + first_head) * width;
             // SAFETY: each task writes its own heads of its own token.
-            unsafe { target.at(place).copy_from_nonoverlapping(result.as_ptr(), result.len()) }
+            let out = unsafe { std::slice::from_raw_parts_mut(target.at(place), heads * width) };
+            SCRATCH.with_borrow_mut(|scratch| {
+                self.attend_token(tokens[token], queries, out, scratch);
+            });
         });
         out
     }
 
-    fn attend_token(&self, (span, i): (&Span, usize), queries: &[f32]) -> Vec<f32> {
+    /// Adds up one token's latents in `out`, which holds zeros: `[heads, latent in whole lanes]`.
+    fn attend_token(
+        &self,
+        (span, i): (&Span, usize),
+        queries: &[f32],
+        out: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
         let heads = queries.len() / self.stride;
         let visible = span.first_position + i + 1;
-        let mut rows = SoftmaxRows::new(heads, self.heads.latent.next_multiple_of(16));
+        let width = self.heads.latent.next_multiple_of(16);
+        let mut rows = SoftmaxRows::new(&mut scratch.softmax, out, width);
         for (index, &block) in span.blocks.iter().enumerate().take(visible.div_ceil(BLOCK_TOKENS)) {
-            let cached = self.block_rows(block);
+            let cached = self.cached.block(block, &mut scratch.block);
             let run = Run {
                 keys: cached,
                 key_stride: self.stride,
@@ -306,7 +322,7 @@ impl Step<'_> {
                 rows.attend(queries, first..heads.min(first + GROUP), |_| visible, &run);
             }
         }
-        rows.finish()
+        rows.finish();
     }
 
     /// Latents back to values: `[tokens, heads * value]`.
@@ -329,4 +345,9 @@ impl Step<'_> {
         });
         out
     }
+}
+
+fn zeros(buffer: &mut Vec<f32>, len: usize) {
+    buffer.clear();
+    buffer.resize(len, 0.0);
 }

@@ -142,7 +142,7 @@ per_isa! { fn add_weighted = add_weighted_on(sum: *mut f32, row: *const f32, wei
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::matmul::Held;
+    use crate::ops::Held;
 
     fn expert(seed: usize, hidden: usize, width: usize) -> Expert {
         let value = move |s: usize| {

@@ -15,6 +15,7 @@ mod matmul;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod norm;
+mod numerics;
 mod online_softmax;
 mod peaks;
 mod portable;
@@ -31,8 +32,9 @@ pub(crate) use host::{from_host as rows_tensor, host as tensor_values};
 pub use lanes::Isa;
 pub use largest::{Largest, largest};
 pub use latent::{BLOCK_TOKENS, LatentPool};
-pub use matmul::{Compute, Held, Matrix, Numerics};
+pub use matmul::Matrix;
 pub use norm::{add_bias, add_rms_norm, rms_norm};
+pub use numerics::{CacheFormat, Compute, Held, Numerics};
 pub use peaks::Peaks;
 pub use residual::add;
 pub use rope::{Rotation, store_latents};

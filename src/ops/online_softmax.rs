@@ -18,24 +18,31 @@ pub(super) struct Run<'a> {
 }
 
 /// Online softmax of some query rows.
-pub(super) struct SoftmaxRows {
+pub(super) struct SoftmaxRows<'a> {
+    state: &'a mut SoftmaxState,
+    /// Weighted values, `[rows, width]`.
+    values: &'a mut [f32],
+    width: usize,
+}
+
+/// What [`SoftmaxRows`] know of each row; kept from call to call.
+#[derive(Default)]
+pub(super) struct SoftmaxState {
     /// Largest score so far.
     largest: Vec<f32>,
     /// Sum of e^(score - largest).
     sums: Vec<f32>,
-    /// Weighted values, `[rows, width]`.
-    values: Vec<f32>,
-    width: usize,
 }
 
-impl SoftmaxRows {
-    pub(super) fn new(rows: usize, width: usize) -> Self {
-        Self {
-            largest: vec![f32::NEG_INFINITY; rows],
-            sums: vec![0.0; rows],
-            values: vec![0.0; rows * width],
-            width,
-        }
+impl<'a> SoftmaxRows<'a> {
+    /// Begins with `values` that are zeros, `[rows, width]`.
+    pub(super) fn new(state: &'a mut SoftmaxState, values: &'a mut [f32], width: usize) -> Self {
+        let rows = values.len() / width;
+        state.largest.clear();
+        state.largest.resize(rows, f32::NEG_INFINITY);
+        state.sums.clear();
+        state.sums.resize(rows, 0.0);
+        Self { state, values, width }
     }
 
     /// Rows `rows` attend to the first `visible(row)` positions of a run.
@@ -59,8 +66,8 @@ impl SoftmaxRows {
                 && positions * run.value_stride <= run.values.len()
         );
         let state = State {
-            largest: self.largest[rows.start..rows.end].as_mut_ptr(),
-            sums: self.sums[rows.start..rows.end].as_mut_ptr(),
+            largest: self.state.largest[rows.start..rows.end].as_mut_ptr(),
+            sums: self.state.sums[rows.start..rows.end].as_mut_ptr(),
             values: self.values[rows.start * self.width..rows.end * self.width].as_mut_ptr(),
             width: self.width,
         };
@@ -69,11 +76,11 @@ impl SoftmaxRows {
         unsafe { attend_group(Isa::best(), group, run, state) }
     }
 
-    pub(super) fn finish(mut self) -> Vec<f32> {
-        for (row, sum) in self.values.chunks_mut(self.width).zip(&self.sums) {
+    /// Leaves the weighted means in the values.
+    pub(super) fn finish(self) {
+        for (row, sum) in self.values.chunks_mut(self.width).zip(&self.state.sums) {
             row.iter_mut().for_each(|value| *value /= sum);
         }
-        self.values
     }
 }
 

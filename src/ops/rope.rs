@@ -5,7 +5,7 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::host::{Shared, host};
+use super::host::host;
 use super::lanes::Isa;
 use super::latent::LatentPool;
 use super::norm::{SERIAL_ELEMENTS, rms_norm_row};
@@ -63,23 +63,21 @@ pub fn store_latents(
         bail!("{} slots and a latent of {latent} do not fit {tokens} rows of {width}", slots.len())
     }
     let kv = host(kv)?;
-    let stride = pool.stride();
-    let rows = pool.layer_mut(layer);
-    assert!(slots.iter().all(|&slot| (slot as usize + 1) * stride <= rows.len()));
-    let rows = Shared::new(rows);
-    let isa = Isa::best();
-    let store = |(token, (row, &slot)): (usize, (&[f32], &u32))| {
-        // SAFETY: the slot lies in the cache, and each token has a slot of its own.
-        let target =
-            unsafe { std::slice::from_raw_parts_mut(rows.at(slot as usize * stride), width) };
-        rms_norm_row(isa, &row[..latent], norm, epsilon, &mut target[..latent]);
-        target[latent..].copy_from_slice(&row[latent..]);
-        rotation.rotate(token, &mut target[latent..]);
+    let (cache, isa) = (pool.slots(layer), Isa::best());
+    let store = |latents: &mut Vec<f32>, (token, (row, &slot)): (usize, (&[f32], &u32))| {
+        latents.resize(width, 0.0);
+        rms_norm_row(isa, &row[..latent], norm, epsilon, &mut latents[..latent]);
+        latents[latent..].copy_from_slice(&row[latent..]);
+        rotation.rotate(token, &mut latents[latent..]);
+        // SAFETY: each token has a slot of its own, and nobody reads the layer meanwhile.
+        unsafe { cache.write(slot, latents) }
     };
     if kv.len() < SERIAL_ELEMENTS {
-        kv.chunks(width).zip(slots).enumerate().for_each(store);
+        let mut latents = Vec::new();
+        kv.chunks(width).zip(slots).enumerate().for_each(|row| store(&mut latents, row));
     } else {
-        kv.par_chunks(width).zip(slots).enumerate().with_min_len(8).for_each(store);
+        let rows = kv.par_chunks(width).zip(slots).enumerate();
+        rows.with_min_len(8).for_each_init(Vec::new, store);
     }
     Ok(())
 }

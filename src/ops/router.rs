@@ -83,16 +83,13 @@ fn route_token(
 
 /// Writes the chosen expert ids into `chosen`, ascending.
 fn choose(scores: &[f32], choice: Choice, chosen: &mut [u32]) {
-    let mut kept_groups = u128::MAX;
-    let mut group_size = scores.len();
-    if let Some((groups, kept)) = choice.groups {
-        group_size = scores.len() / groups;
-        let best = |group: usize| {
-            scores[group * group_size..(group + 1) * group_size].iter().copied().fold(0.0, f32::max)
-        };
-        let best: Vec<f32> = (0..groups).map(best).collect();
-        kept_groups = largest(&best, kept).into_iter().fold(0, |set, group| set | 1 << group);
-    }
+    let (kept_groups, group_size) = match choice.groups {
+        None => (u128::MAX, scores.len()),
+        Some((groups, kept)) => {
+            let size = scores.len() / groups;
+            (best_groups(scores, size, kept), size)
+        }
+    };
     // Experts of other groups have score 0, so they come last, the lowest id first.
     let score =
         |id: usize| if kept_groups >> (id / group_size) & 1 == 1 { scores[id] } else { 0.0 };
@@ -111,12 +108,17 @@ fn choose(scores: &[f32], choice: Choice, chosen: &mut [u32]) {
     chosen.sort_unstable();
 }
 
-/// Indices of the `count` largest values, the lower index on a tie.
-fn largest(values: &[f32], count: usize) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..values.len()).collect();
-    order.sort_by(|&a, &b| values[b].total_cmp(&values[a]).then(a.cmp(&b)));
-    order.truncate(count);
-    order
+/// The `count` groups with the best experts, a bit each; the lower group on a tie.
+fn best_groups(scores: &[f32], group_size: usize, count: usize) -> u128 {
+    let best = |group: &[f32]| group.iter().copied().fold(0.0, f32::max);
+    let mut kept = 0u128;
+    for _ in 0..count {
+        let left = scores.chunks(group_size).map(best).enumerate();
+        let left = left.filter(|(group, _)| kept >> group & 1 == 0);
+        let next = left.reduce(|a, b| if b.1 > a.1 { b } else { a });
+        kept |= next.map_or(0, |(group, _)| 1 << group);
+    }
+    kept
 }
 
 #[cfg(test)]

@@ -39,7 +39,7 @@ use self::window::RowWindow;
 use crate::engine::{Engine, EngineSpec, EngineStats, Logprobs};
 use crate::input::Partition;
 use crate::job::Job;
-use crate::model::{Config, ModelParts};
+use crate::model::ModelParts;
 use crate::output::{Output, Status};
 use crate::row::FailureCode;
 use crate::storage::Storage;
@@ -205,7 +205,7 @@ fn load(job: &Job, prepared: &Prepared, progress: &Progress) -> Result<Engine, R
         threads: job.threads,
         max_sequences: job.batch.max_sequences,
         max_step_tokens: job.batch.max_step_tokens,
-        cache_bytes: job.batch.cache_bytes.unwrap_or_else(|| auto_cache(model.config(), job)),
+        cache_bytes: job.batch.cache_bytes.unwrap_or_else(|| auto_cache(&model, job)),
         share_prefixes: job.batch.share_prefixes,
         routed_experts: job.output.include.routed_experts,
         logprobs: Logprobs { chosen: job.output.include.logprobs, top: job.top_logprobs as usize },
@@ -221,9 +221,9 @@ fn load_model(job: &Job, folder: &Path, progress: &Progress) -> Result<ModelPart
     })?)
 }
 
-fn auto_cache(config: &Config, job: &Job) -> u64 {
+fn auto_cache(model: &ModelParts, job: &Job) -> u64 {
     let share = memory::free_bytes().unwrap_or(UNKNOWN_FREE) / AUTO_CACHE_SHARE;
-    Engine::useful_cache_bytes(config, job.batch.max_sequences).min(share)
+    Engine::useful_cache_bytes(model, job.batch.max_sequences).min(share)
 }
 
 /// Runs the three threads until the last partition is committed, one fails, or the run shall stop.

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::{RunError, memory};
-use crate::job::{BatchSpec, Dtype, Job};
+use crate::job::{BatchSpec, Job};
 use crate::model::{Config, ModelError};
+use crate::ops::{Held, Numerics};
 use crate::parallel::Topology;
 use crate::sizing::{
     Demand, Estimate, Format, Hardware, Layout, LayoutError, Memory, RankMemory, StepTime, fit,
@@ -23,8 +24,8 @@ pub struct PlanRequest {
     pub model_path: String,
     /// The folder that the path is relative to.
     pub base: PathBuf,
-    /// How weights are held on the CPU.
-    pub dtype: Dtype,
+    /// How weights and cache are held on the CPU.
+    pub numerics: Numerics,
     /// Over which ranks.
     pub topology: Topology,
     /// How rows are batched.
@@ -103,7 +104,7 @@ impl PlanRequest {
         Self {
             model_path: job.model_path.clone(),
             base: job.base.clone(),
-            dtype: job.dtype,
+            numerics: job.numerics(),
             topology: job.topology,
             batch: job.batch,
             hardware: None,
@@ -116,7 +117,7 @@ impl PlanRequest {
     }
 
     fn format(&self) -> Format {
-        self.hardware.map_or_else(|| cpu_format(self.dtype), |_| Format::BF16)
+        self.hardware.map_or_else(|| cpu_format(self.numerics), |_| Format::BF16)
     }
 
     fn memory(&self) -> Option<Memory> {
@@ -139,7 +140,7 @@ impl PlanRequest {
 pub(super) fn refuse_what_does_not_fit(job: &Job, config: &Config) -> Result<(), RunError> {
     config.accept(job.topology)?;
     if let Some(bytes) = memory::free_bytes() {
-        let held = (cpu_format(job.dtype), demand(&job.batch));
+        let held = (cpu_format(job.numerics()), demand(&job.batch));
         fit(config, job.topology, held, Memory::Shared(bytes), |_| true)?;
     }
     Ok(())
@@ -227,13 +228,14 @@ fn demand(batch: &BatchSpec) -> Demand {
     Demand { max_sequences, max_step_tokens, cache_bytes }
 }
 
-fn cpu_format(dtype: Dtype) -> Format {
-    Format::cpu(match dtype {
-        Dtype::F32 => 4,
-        Dtype::Bf16 => 2,
+fn cpu_format(numerics: Numerics) -> Format {
+    let weight_bytes = match numerics.held {
+        Held::F32 => 4,
+        Held::Bf16 => 2,
         // Scales, and the tables that stay BF16, add less than a tenth.
-        Dtype::Int8 => 1,
-    })
+        Held::Int8 => 1,
+    };
+    Format::cpu(weight_bytes, numerics.cache)
 }
 
 /// A model's name and config; its weights need not be there.

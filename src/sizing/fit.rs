@@ -179,6 +179,7 @@ mod tests {
     use super::super::layout::tests::{DEMAND, layout};
     use super::super::tests::released;
     use super::*;
+    use crate::ops::CacheFormat;
 
     const H100: Memory = Memory::Each(81_559 << 20);
 
@@ -206,7 +207,8 @@ mod tests {
         let config = released("DeepSeek-V2-Lite.json");
         let tokens = |cache_bytes: u64, memory: Memory| {
             let demand = Demand { cache_bytes: Some(cache_bytes), ..DEMAND };
-            Layout::new(&config, Topology::SINGLE, Format::cpu(2), demand).cache_tokens(memory)
+            Layout::new(&config, Topology::SINGLE, Format::cpu(2, CacheFormat::F32), demand)
+                .cache_tokens(memory)
         };
         let room = Memory::Shared(40 << 30);
         // 576 elements of 4 bytes in 27 layers.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use serde::Serialize;
 
 use crate::model::Config;
-use crate::ops::{BLOCK_TOKENS, LatentPool};
+use crate::ops::{BLOCK_TOKENS, CacheFormat, LatentPool};
 use crate::parallel::{Place, Topology};
 
 /// Bytes of one element.
@@ -13,27 +13,31 @@ use crate::parallel::{Place, Topology};
 pub struct Format {
     /// Of a weight.
     pub weight_bytes: u64,
-    /// Of the latent cache and of activations.
+    /// Of an activation.
     pub activation_bytes: u64,
+    /// How the latent cache holds an element.
+    pub cache: CacheFormat,
     /// Whether the key weights of attention are held a second time, transposed.
     pub transposed_keys: bool,
 }
 
 impl Format {
     /// BF16 throughout, as on a GPU.
-    pub const BF16: Self = Self { weight_bytes: 2, activation_bytes: 2, transposed_keys: false };
+    pub const BF16: Self = Self {
+        weight_bytes: 2,
+        activation_bytes: 2,
+        cache: CacheFormat::Bf16,
+        transposed_keys: false,
+    };
 
-    /// As the CPU holds a model: activations and cache in f32.
-    pub const fn cpu(weight_bytes: u64) -> Self {
-        Self { weight_bytes, activation_bytes: 4, transposed_keys: true }
+    /// As the CPU holds a model: activations in f32.
+    pub const fn cpu(weight_bytes: u64, cache: CacheFormat) -> Self {
+        Self { weight_bytes, activation_bytes: 4, cache, transposed_keys: true }
     }
 
     /// Bytes that a layer's latent takes for each token.
     fn latent_bytes(self, config: &Config) -> u64 {
-        match self.activation_bytes {
-            4 => LatentPool::block_bytes(1, config.latent_width()) / BLOCK_TOKENS as u64,
-            bytes => bytes * config.latent_width() as u64,
-        }
+        LatentPool::block_bytes(1, config.latent_width(), self.cache) / BLOCK_TOKENS as u64
     }
 }
 

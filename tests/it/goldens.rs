@@ -2,14 +2,18 @@
 
 use std::path::PathBuf;
 
-use nightshift::model::{Model, Step};
-use nightshift::ops::{BLOCK_TOKENS, Compute, Form, Held, LatentPool, Numerics, Span};
+use nightshift::model::{Model, Step, compare};
+use nightshift::ops::{BLOCK_TOKENS, CacheFormat, Compute, Form, Held, LatentPool, Numerics, Span};
 use serde_json::Value;
 
 /// Largest difference of logits that two right f32 implementations have.
 const TOLERANCE: f64 = 3e-4;
 /// Activations rounded to BF16.
-const ROUNDED: Numerics = Numerics { held: Held::Bf16, compute: Compute::Bf16 };
+const ROUNDED: Numerics =
+    Numerics { held: Held::Bf16, compute: Compute::Bf16, cache: CacheFormat::F32 };
+/// Latents rounded to BF16.
+const HALF_CACHE: Numerics =
+    Numerics { held: Held::Bf16, compute: Compute::F32, cache: CacheFormat::Bf16 };
 const FIXTURES: [&str; 4] = ["a_v2like", "b_litelike", "c_plain_tied", "d_freq2_bias"];
 
 pub(crate) fn fixture(name: &str) -> PathBuf {
@@ -89,7 +93,7 @@ impl Hand {
 }
 
 fn pool(model: &Model, sequences: usize) -> LatentPool {
-    LatentPool::new(model.config().layers, sequences * BLOCKS_EACH, model.config().latent_width())
+    model.cache(sequences * BLOCKS_EACH)
 }
 
 #[test]
@@ -163,7 +167,7 @@ fn log_probabilities_of_every_position_agree_with_the_reference() {
 
 #[test]
 fn chunks_neighbours_and_recomputation_leave_every_bit_as_it_is() {
-    let forms = [Held::F32.into(), Held::Bf16.into(), Held::Int8.into(), ROUNDED];
+    let forms = [Held::F32.into(), Held::Bf16.into(), Held::Int8.into(), ROUNDED, HALF_CACHE];
     let forms = forms.into_iter().filter(|form: &Numerics| form.compute.is_available());
     for (name, form) in
         FIXTURES.into_iter().flat_map(|name| forms.clone().map(move |form| (name, form)))
@@ -210,5 +214,20 @@ fn chunks_neighbours_and_recomputation_leave_every_bit_as_it_is() {
                 );
             }
         }
+    }
+}
+
+#[test]
+fn a_cache_of_half_the_bytes_gives_nearly_the_same_distributions() {
+    for name in FIXTURES {
+        let goldens = goldens(name);
+        let prompt =
+            &goldens["prompts"][goldens["per_position"]["prompt"].as_u64().unwrap() as usize];
+        let streams = [ids(&prompt["ids"])];
+        let half = Model::load(&fixture(name), HALF_CACHE, &|_, _| {}).unwrap();
+        let quality = compare(&load(name), &half, &streams).unwrap();
+        // What rounding changes is small, and not nothing: the cache is really held so.
+        assert!((1e-12..1e-2).contains(&quality.mean_kl), "{name} {quality:?}");
+        assert!(quality.top1_agreement > 0.9, "{name} {quality:?}");
     }
 }

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::deepseek2::{DeepSeekV2, DeepSeekV2Config};
 use nightshift::model::{Model, Step};
-use nightshift::ops::{BLOCK_TOKENS, Form, Held, LatentPool, Span};
+use nightshift::ops::{BLOCK_TOKENS, Form, Held, Span};
 use tempfile::TempDir;
 
 use crate::goldens::{fixture, goldens, ids};
@@ -124,7 +124,7 @@ fn agree(folder: &Path, prompts: Vec<Vec<u32>>) {
 
 fn prefill(model: &Model, tokens: &[u32]) -> Vec<f32> {
     let blocks = tokens.len().div_ceil(BLOCK_TOKENS);
-    let mut pool = LatentPool::new(model.config().layers, blocks, model.config().latent_width());
+    let mut pool = model.cache(blocks);
     let all = 0..tokens.len() as u32;
     let span = Span {
         first_row: 0,

@@ -24,59 +24,16 @@ use self::panels::Panels;
 use self::tile::PANEL;
 use super::host::{Shared, from_host, host};
 use super::lanes::Isa;
+use super::numerics::{Compute, Numerics};
 
 pub(super) use self::grouped::{Target, Task, run};
 pub(super) use self::multiply::Finish;
 pub(super) use self::rows::Rows;
 
-/// How weights are held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Held {
-    /// 32 bits each.
-    F32,
-    /// 16 bits each, rounded to nearest even where the source has more.
-    Bf16,
-    /// 8 bits each, with a scale for each output and 128 inputs; activations are quantised alike.
-    Int8,
-}
-
-/// What products with BF16 weights compute with.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Compute {
-    /// F32 activations: exact products, rounded sums.
-    #[default]
-    F32,
-    /// Activations rounded to BF16, F32 sums: the processor's dot product.
-    Bf16,
-}
-
 impl Compute {
     /// Whether this processor can compute so.
     pub fn is_available(self) -> bool {
         self == Self::F32 || pairs::available()
-    }
-}
-
-/// How a model's numbers are held and multiplied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Numerics {
-    /// How weights are held.
-    pub held: Held,
-    /// What products with BF16 weights compute with.
-    pub compute: Compute,
-}
-
-impl Numerics {
-    /// What serves where INT8 would cost more quality than it saves time: embedding, head, latents.
-    pub(crate) fn wide(self) -> Self {
-        let held = if self.held == Held::Int8 { Held::Bf16 } else { self.held };
-        Self { held, ..self }
-    }
-}
-
-impl From<Held> for Numerics {
-    fn from(held: Held) -> Self {
-        Self { held, compute: Compute::F32 }
     }
 }
 
@@ -97,7 +54,7 @@ impl Matrix {
         numerics: impl Into<Numerics>,
         fill: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Self {
-        let Numerics { held, compute } = numerics.into();
+        let Numerics { held, compute, .. } = numerics.into();
         let column = |column: usize, row: &mut [f32]| match column < outputs {
             true => fill(column, row),
             false => row.fill(0.0),
@@ -117,7 +74,7 @@ impl Matrix {
         gate: impl Fn(usize, &mut [f32]) + Sync,
         up: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Self {
-        let Numerics { held, compute } = numerics.into();
+        let Numerics { held, compute, .. } = numerics.into();
         let half = PANEL / 2;
         let column = |column: usize, row: &mut [f32]| {
             let output = column / PANEL * half + column % half;

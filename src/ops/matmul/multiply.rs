@@ -9,8 +9,8 @@ use super::rows::{Tiles, Words};
 use super::tile::{
     Ahead, BURST, Halves, Kernel, MAX_TILE_ROWS, Operands, PANEL, RowGroup, Singles,
 };
-use super::{Compute, Held};
 use crate::ops::lanes::{Isa, Lanes, per_isa};
+use crate::ops::numerics::{Compute, Held};
 
 /// Packed rows that walk over all panels together stay in the second-level cache: their words.
 const BLOCK_WORDS: usize = 1 << 17;

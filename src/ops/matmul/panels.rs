@@ -5,10 +5,10 @@
 
 use rayon::prelude::*;
 
-use super::Held;
 use super::quads::GROUP;
 use super::rows::{nearest, round_pair};
 use super::tile::PANEL;
+use crate::ops::numerics::Held;
 
 /// All panels of a weight.
 #[derive(Debug)]

@@ -28,7 +28,8 @@ impl<'a> Rows<'a> {
         Self { base, indices: Some(indices), stride }
     }
 
-    fn row(&self, row: usize, width: usize) -> &'a [f32] {
+    /// The first `width` elements of a row.
+    pub(crate) fn row(&self, row: usize, width: usize) -> &'a [f32] {
         let row = self.indices.map_or(row, |indices| indices[row] as usize);
         &self.base[row * self.stride..row * self.stride + width]
     }

@@ -5,6 +5,7 @@ use half::bf16;
 use super::grouped::run_here;
 use super::*;
 use crate::ops::lanes::Isa;
+use crate::ops::numerics::{CacheFormat, Held};
 
 fn value(seed: usize, i: usize) -> f32 {
     ((i * 2_654_435_761 + seed * 40_503) % 2_001) as f32 / 1_000.0 - 1.0
@@ -52,11 +53,10 @@ const SHAPES: [(usize, usize, usize); 9] = [
     (150, 300, 1024),
 ];
 
-const FORMS: [Numerics; 3] = [
-    Numerics { held: Held::Bf16, compute: Compute::F32 },
-    Numerics { held: Held::Bf16, compute: Compute::Bf16 },
-    Numerics { held: Held::Int8, compute: Compute::F32 },
-];
+const EXACT: Numerics =
+    Numerics { held: Held::Bf16, compute: Compute::F32, cache: CacheFormat::F32 };
+const FORMS: [Numerics; 3] =
+    [EXACT, Numerics { compute: Compute::Bf16, ..EXACT }, Numerics { held: Held::Int8, ..EXACT }];
 
 /// The product that no rounding has touched.
 fn exact(x: &[f32], output: usize) -> f64 {

@@ -75,20 +75,23 @@ pub fn expert_outputs(x: &Tensor, experts: &[Expert], routes: &RoutesByExpert) -
         bail!("a layer without experts")
     };
     let x = host(x)?;
-    let mut inner = vec![0.0f32; routes.rows.len() * width];
-    let mut outputs = vec![0.0f32; routes.rows.len() * hidden];
+    let count = routes.rows.len();
+    let (mut inner, mut outputs) = (Vec::new(), Vec::new());
     let of_expert = |(expert, bounds): (usize, &[usize])| (&experts[expert], bounds[0]..bounds[1]);
     let groups = || routes.starts.windows(2).enumerate().map(of_expert);
-    let target = Target::new(&mut inner, width);
+    let target = Target::within(&mut inner, count, width);
     let gated = groups().map(|(expert, range)| Task {
         matrix: &expert.gate_up,
         rows: Rows::gathered(&x, hidden, &routes.rows[range.clone()]),
         count: range.len(),
         target: target.from(range.start),
     });
-    // SAFETY: experts have different routes, each with a row of its own.
-    unsafe { run(&gated.collect::<Vec<_>>(), Finish::Gate) };
-    let target = Target::new(&mut outputs, hidden);
+    // SAFETY: experts have different routes, each with a row of its own, of which a product writes every element.
+    unsafe {
+        run(&gated.collect::<Vec<_>>(), Finish::Gate);
+        inner.set_len(count * width);
+    }
+    let target = Target::within(&mut outputs, count, hidden);
     let down = groups().map(|(expert, range)| Task {
         matrix: &expert.down,
         rows: Rows::dense(&inner[range.start * width..], width),
@@ -96,8 +99,11 @@ pub fn expert_outputs(x: &Tensor, experts: &[Expert], routes: &RoutesByExpert) -
         target: target.from(range.start),
     });
     // SAFETY: as above.
-    unsafe { run(&down.collect::<Vec<_>>(), Finish::Store) };
-    from_host(outputs, routes.rows.len(), hidden)
+    unsafe {
+        run(&down.collect::<Vec<_>>(), Finish::Store);
+        outputs.set_len(count * hidden);
+    }
+    from_host(outputs, count, hidden)
 }
 
 /// The weighted sum of each token's routes: `[routes, hidden]` → `[tokens, hidden]`.

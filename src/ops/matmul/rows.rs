@@ -111,8 +111,17 @@ unsafe fn pack_tile_on<L: Lanes>(
     for (block, start) in (0..inputs).step_by(GROUP).enumerate() {
         let end = inputs.min(start + GROUP);
         let target = &mut packed[words.of_row(start) * count..];
-        for (r, row) in tile.clone().enumerate() {
-            let values = &rows.row(row, inputs)[start..end];
+        let values = |r: usize| &rows.row(tile.start + r, inputs)[start..end];
+        let mut first = 0;
+        if words == Words::Singles {
+            while first + ABREAST <= count {
+                let abreast = std::array::from_fn(|i| values(first + i));
+                interleave(abreast, &mut target[first..], count);
+                first += ABREAST;
+            }
+        }
+        for r in first..count {
+            let values = values(r);
             let slots = target[r..].iter_mut().step_by(count);
             match words {
                 Words::Singles => slots.zip(values).for_each(|(slot, x)| *slot = x.to_bits()),
@@ -127,6 +136,19 @@ unsafe fn pack_tile_on<L: Lanes>(
                 }
             }
         }
+    }
+}
+
+/// Rows that are packed side by side: their words lie together.
+const ABREAST: usize = 4;
+
+/// Word i of all rows, then word i + 1, `stride` words on.
+#[inline(always)]
+fn interleave(rows: [&[f32]; ABREAST], target: &mut [u32], stride: usize) {
+    let len = rows[0].len();
+    let rows = rows.map(|row| &row[..len]);
+    for (i, slots) in target.chunks_mut(stride).take(len).enumerate() {
+        slots[..ABREAST].copy_from_slice(&rows.map(|row| row[i].to_bits()));
     }
 }
 

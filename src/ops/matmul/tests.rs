@@ -30,7 +30,7 @@ fn activations(tokens: usize, inputs: usize) -> Vec<f32> {
 
 fn multiply(matrix: &Matrix, isa: Isa, x: &[f32], tokens: usize) -> Vec<f32> {
     let mut out = vec![0.0; tokens * matrix.outputs];
-    let target = Target::new(&mut out, matrix.outputs);
+    let target = Target { first: Shared::new(&mut out), stride: matrix.outputs };
     let rows = Rows::dense(x, matrix.inputs);
     // SAFETY: `out` has `tokens` rows.
     unsafe { run_here(isa, Task { matrix, rows, count: tokens, target }, Finish::Store) };

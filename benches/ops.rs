@@ -9,8 +9,8 @@ use criterion::{
     BenchmarkGroup, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main,
 };
 use nightshift::ops::{
-    self, BLOCK_TOKENS, CacheFormat, Choice, Expert, Form, HeadWeights, Heads, Held, LatentPool,
-    Matrix, Rotation, Span,
+    self, AttentionMetadata, BLOCK_TOKENS, CacheFormat, Choice, Expert, Experts, Form, Heads, Held,
+    KeyValueWeights, LatentPool, Matrix, Rotation, Routes, Span, Weight,
 };
 
 const HIDDEN: usize = 1024;
@@ -81,15 +81,12 @@ fn products(criterion: &mut Criterion) {
 }
 
 fn expert(seed: usize) -> Expert {
+    let (cpu, gated, held) = (Device::Cpu, [WIDTH, HIDDEN], Held::Bf16);
+    let (gate, up) = (rows(weight(seed)), rows(weight(seed + 1)));
+    let down = Weight::new(&cpu, [HIDDEN, WIDTH], held, rows(weight(seed + 2)));
     Expert {
-        gate_up: Matrix::pack_gated(
-            WIDTH,
-            HIDDEN,
-            Held::Bf16,
-            rows(weight(seed)),
-            rows(weight(seed + 1)),
-        ),
-        down: Matrix::pack(HIDDEN, WIDTH, Held::Bf16, rows(weight(seed + 2))),
+        gate_up: Weight::gated(&cpu, gated, held, gate, up).expect("the CPU takes it"),
+        down: down.expect("the CPU takes it"),
     }
 }
 
@@ -115,7 +112,7 @@ fn gated_products(criterion: &mut Criterion) {
 }
 
 fn experts(criterion: &mut Criterion) {
-    let ours: Vec<Expert> = (0..EXPERTS).map(expert).collect();
+    let ours = Experts::new((0..EXPERTS).map(expert).collect()).expect("the CPU takes them");
     let theirs: Vec<[Tensor; 3]> = (0..EXPERTS).map(candle_expert).collect();
     let mut group = criterion.benchmark_group("experts_6_of_64");
     for tokens in [1, 8, 64] {
@@ -139,19 +136,20 @@ fn experts(criterion: &mut Criterion) {
             }
             Ok(sum)
         };
-        compare(&mut group, tokens, || ops::routed_experts(&x, &ours, &routing), looped);
+        let routes = Routes::Host(routing);
+        compare(&mut group, tokens, || ops::routed_experts(&x, &ours, &routes), looped);
     }
     group.finish();
 }
 
-fn head_weights() -> Vec<HeadWeights> {
-    let (Heads { nope, value, latent, .. }, w) = (HEADS, weight(3));
-    let head = || HeadWeights {
-        key: Matrix::pack(nope, latent, Held::Bf16, rows(w)),
-        key_transposed: Matrix::pack(latent, nope, Held::Bf16, rows(move |o, i| w(i, o))),
-        value: Matrix::pack(value, latent, Held::Bf16, rows(w)),
-    };
-    (0..HEADS.count).map(|_| head()).collect()
+fn keys_and_values() -> KeyValueWeights {
+    KeyValueWeights::new(&Device::Cpu, HEADS, Held::Bf16, rows(weight(3)))
+        .expect("the CPU takes them")
+}
+
+fn metadata<'a>(positions: &[u32], slots: &'a [u32], spans: &'a [Span]) -> AttentionMetadata<'a> {
+    AttentionMetadata::new(&Device::Cpu, rotation(positions), slots, spans)
+        .expect("the CPU takes it as it is")
 }
 
 /// A cache of `sequences` sequences of `context` tokens, and each one's blocks.
@@ -161,12 +159,16 @@ fn cache(sequences: usize, context: usize) -> (LatentPool, Vec<Vec<u32>>) {
     let mut pool = LatentPool::new(1, sequences * blocks, width, CacheFormat::F32);
     let tokens = sequences * blocks * BLOCK_TOKENS;
     let slots: Vec<u32> = (0..tokens as u32).collect();
-    let rotation = rotation(&slots.iter().map(|slot| slot % 512).collect::<Vec<_>>());
-    let (latents, norm) = (tensor((tokens, width)), vec![1.0; HEADS.latent]);
-    ops::store_latents(&latents, &norm, 1e-6, &rotation, &slots, (&mut pool, 0))
-        .expect("the shapes fit");
+    let positions: Vec<u32> = slots.iter().map(|slot| slot % 512).collect();
+    let metadata = metadata(&positions, &slots, &[]);
+    let (latents, norm) = (tensor((tokens, width)), ones(HEADS.latent));
+    ops::store_latents(&latents, &norm, 1e-6, &metadata, (&mut pool, 0)).expect("the shapes fit");
     let own = |s: usize| (s * blocks..(s + 1) * blocks).map(|block| block as u32).collect();
     (pool, (0..sequences).map(own).collect())
+}
+
+fn ones(width: usize) -> Tensor {
+    Tensor::ones(width, DType::F32, &Device::Cpu).expect("a vector")
 }
 
 fn rotation(positions: &[u32]) -> Rotation {
@@ -182,13 +184,12 @@ fn expanded_attention(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
 }
 
 fn attention_decode(criterion: &mut Criterion) {
-    let weights = head_weights();
+    let weights = keys_and_values();
     let mut group = criterion.benchmark_group("attention_decode");
     let head_width = HEADS.nope + HEADS.rope;
     for (sequences, context) in [(1, 512), (1, 2048), (64, 128), (64, 512)] {
         let (pool, blocks) = cache(sequences, context);
         let positions = vec![context as u32 - 1; sequences];
-        let rotation = rotation(&positions);
         let span = |(row, blocks): (usize, Vec<u32>)| Span {
             first_row: row,
             count: 1,
@@ -197,6 +198,7 @@ fn attention_decode(criterion: &mut Criterion) {
             blocks,
         };
         let spans: Vec<Span> = blocks.into_iter().enumerate().map(span).collect();
+        let metadata = metadata(&positions, &[], &spans);
         let q = tensor((sequences, HEADS.count * head_width));
         let (k, v) = (
             tensor((sequences, HEADS.count, context, head_width)),
@@ -206,7 +208,7 @@ fn attention_decode(criterion: &mut Criterion) {
         compare(
             &mut group,
             format!("{sequences}x{context}"),
-            || ops::attend((&q, &rotation), HEADS, &weights, &spans, (&pool, 0)),
+            || ops::attend(&q, HEADS, &weights, &metadata, (&pool, 0)),
             || expanded_attention(&theirs, &k, &v),
         );
     }
@@ -214,7 +216,7 @@ fn attention_decode(criterion: &mut Criterion) {
 }
 
 fn attention_prefill(criterion: &mut Criterion) {
-    let weights = head_weights();
+    let weights = keys_and_values();
     let mut group = criterion.benchmark_group("attention_prefill");
     group.sample_size(20);
     let (Heads { count, nope, rope, value, latent, .. }, head_width) =
@@ -223,7 +225,6 @@ fn attention_prefill(criterion: &mut Criterion) {
     for tokens in [128, 512] {
         let (pool, mut blocks) = cache(1, tokens);
         let positions: Vec<u32> = (0..tokens as u32).collect();
-        let rotation = rotation(&positions);
         let spans = [Span {
             first_row: 0,
             count: tokens,
@@ -231,6 +232,7 @@ fn attention_prefill(criterion: &mut Criterion) {
             form: Form::Prompt,
             blocks: blocks.swap_remove(0),
         }];
+        let metadata = metadata(&positions, &[], &spans);
         let q = tensor((tokens, count * head_width));
         let (latents, rotated) = (tensor((tokens, latent)), tensor((count, tokens, rope)));
         let hidden: Vec<f32> = (0..tokens * tokens)
@@ -246,7 +248,7 @@ fn attention_prefill(criterion: &mut Criterion) {
             let scores = (q.matmul(&k.t()?)? * f64::from(HEADS.scale))?.broadcast_add(&mask)?;
             candle_nn::ops::softmax_last_dim(&scores)?.matmul(&v)
         };
-        let ours = || ops::attend((&q, &rotation), HEADS, &weights, &spans, (&pool, 0));
+        let ours = || ops::attend(&q, HEADS, &weights, &metadata, (&pool, 0));
         compare(&mut group, tokens, ours, theirs);
     }
     group.finish();
@@ -254,15 +256,14 @@ fn attention_prefill(criterion: &mut Criterion) {
 
 fn norms(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("residual_and_norm");
-    let weight = values(HIDDEN);
-    let theirs = Tensor::new(weight.as_slice(), &Device::Cpu).expect("a vector");
+    let weight = tensor(HIDDEN);
     for tokens in [1, 64, 2048] {
         let (x, y) = (tensor((tokens, HIDDEN)), tensor((tokens, HIDDEN)));
         compare(
             &mut group,
             tokens,
             || ops::add_rms_norm(&x, &y, &weight, 1e-6),
-            || candle_nn::ops::rms_norm(&(&x + &y)?, &theirs, 1e-6),
+            || candle_nn::ops::rms_norm(&(&x + &y)?, &weight, 1e-6),
         );
     }
     group.finish();
@@ -271,22 +272,21 @@ fn norms(criterion: &mut Criterion) {
 fn stores(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("rope_and_cache_write");
     let (latent, rope, width) = (HEADS.latent, HEADS.rope, HEADS.latent + HEADS.rope);
-    let norm = vec![1.0; latent];
-    let theirs = Tensor::new(norm.as_slice(), &Device::Cpu).expect("a vector");
+    let norm = ones(latent);
     for tokens in [1usize, 64, 2048] {
         let kv = tensor((tokens, width));
         let slots: Vec<u32> = (0..tokens as u32).collect();
-        let rotation = rotation(&slots);
+        let metadata = metadata(&slots, &slots, &[]);
         let mut pool = LatentPool::new(1, tokens.div_ceil(BLOCK_TOKENS), width, CacheFormat::F32);
         let cache = tensor((tokens, width));
         let (cos, sin) = (tensor((tokens, rope / 2)), tensor((tokens, rope / 2)));
         compare(
             &mut group,
             tokens,
-            || ops::store_latents(&kv, &norm, 1e-6, &rotation, &slots, (&mut pool, 0)),
+            || ops::store_latents(&kv, &norm, 1e-6, &metadata, (&mut pool, 0)),
             || {
                 let latents = kv.narrow(D::Minus1, 0, latent)?.contiguous()?;
-                let latents = candle_nn::ops::rms_norm(&latents, &theirs, 1e-6)?;
+                let latents = candle_nn::ops::rms_norm(&latents, &norm, 1e-6)?;
                 let keys = kv.narrow(D::Minus1, latent, rope)?.contiguous()?;
                 let keys = keys.reshape((1, 1, tokens, rope))?;
                 let keys = candle_nn::rotary_emb::rope_i(&keys, &cos, &sin)?;

@@ -24,7 +24,7 @@ fn models(criterion: &mut Criterion) {
     let tokens: Vec<u32> = (0..128).map(|i| i * 3 % vocabulary).collect();
     // Room for the prompt and the token after it.
     let blocks = tokens.len() / BLOCK_TOKENS + 1;
-    let mut pool = model.cache(blocks);
+    let mut pool = model.cache(blocks).expect("there is room for a cache");
     let mut group = criterion.benchmark_group("prefill_128_tokens");
     group.sample_size(10).throughput(Throughput::Elements(tokens.len() as u64));
     let step = span(&tokens, 0, Form::Prompt);

@@ -78,7 +78,7 @@ fn a_token_of_a_step_costs_no_allocation() {
         Numerics { cache: CacheFormat::Bf16, ..exact },
     ] {
         let model = Model::load(&folder, numerics, &|_, _| {}).unwrap();
-        let mut pool = model.cache(256 * CONTEXT.div_ceil(BLOCK_TOKENS));
+        let mut pool = model.cache(256 * CONTEXT.div_ceil(BLOCK_TOKENS)).unwrap();
         let (few, many) = (allocations(&model, &mut pool, 16), allocations(&model, &mut pool, 256));
         // Lists double while they grow, and more work is cut into more pieces; one allocation of each token
         // anywhere in the model would be 240 more.

@@ -10,14 +10,18 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
+use candle_core::Device;
+
 use super::EngineError;
 use crate::model::{Model, ModelError, ModelParts, Step, StepOutput};
 use crate::ops::LatentPool;
-use crate::parallel::{Collective, Place, Topology, local};
+use crate::parallel::{Collective, Place, Topology, connect};
 
 /// All ranks of a model.
 pub(super) struct Ranks {
     topology: Topology,
+    /// Where each computes, stage by stage.
+    devices: Vec<Device>,
     /// Stage by stage.
     ranks: Vec<Rank>,
     /// Whether the ranks are connected, none of them having failed since.
@@ -53,17 +57,18 @@ impl Ranks {
             count => count,
         };
         let own = (threads / topology.ranks_per_stage).max(1);
+        let devices = model.parts().iter().map(|part| part.device().clone()).collect();
         let places = topology.places().zip(model.into_parts());
         let start = |(place, model)| Rank::start(place, model, blocks, own);
         let ranks = places.map(start).collect::<Result<_, _>>()?;
-        Ok(Self { topology, ranks, connected: false })
+        Ok(Self { topology, devices, ranks, connected: false })
     }
 
     /// Computes one step of each rank of a stage, through all stages.
     pub(super) fn compute(&mut self, steps: &[Arc<Step>]) -> Result<Vec<StepOutput>, EngineError> {
         let mut connections = match self.connected {
             true => Vec::new(),
-            false => local::connect(self.topology),
+            false => connect(self.topology, &self.devices),
         }
         .into_iter();
         for (place, rank) in self.topology.places().zip(&self.ranks) {
@@ -139,7 +144,13 @@ impl Rank {
                     return model;
                 }
             };
-            let cache = model.cache(blocks);
+            let cache = match model.cache(blocks) {
+                Ok(cache) => cache,
+                Err(error) => {
+                    let _ = send_ready.send(Err(error.into()));
+                    return model;
+                }
+            };
             let _ = send_ready.send(Ok(()));
             work(model, cache, inbox, outbox)
         };

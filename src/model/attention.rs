@@ -3,11 +3,10 @@
 //! Source: DeepSeek-V2 (arXiv:2405.04434) §2.1; `DeepseekV2Attention` in the released modeling file.
 
 use candle_core::{Result, Tensor};
-use rayon::prelude::*;
 
-use super::weights::Checkpoint;
-use super::{Config, ModelError, Step};
-use crate::ops::{self, HeadWeights, Heads, LatentPool, Matrix, Numerics, Rotation};
+use super::loader::Loader;
+use super::{Config, ModelError};
+use crate::ops::{self, AttentionMetadata, Heads, KeyValueWeights, LatentPool, Weight};
 
 /// Epsilon of the norms of compressed query and latent: the released classes' default, whatever the
 /// config says for the layers' norms.
@@ -15,8 +14,8 @@ const LATENT_NORM_EPSILON: f32 = 1e-6;
 
 /// A product with an optional bias.
 struct Linear {
-    weight: Matrix,
-    bias: Option<Vec<f32>>,
+    weight: Weight,
+    bias: Option<Tensor>,
 }
 
 impl Linear {
@@ -28,27 +27,26 @@ impl Linear {
 
 enum Query {
     /// `q_proj`.
-    Full(Matrix),
+    Full(Weight),
     /// `q_b(norm(q_a(x)))`.
-    Compressed { down: Linear, norm: Vec<f32>, up: Matrix },
+    Compressed { down: Linear, norm: Tensor, up: Weight },
 }
 
 /// The attention of one layer.
 pub(super) struct Attention {
     query: Query,
     latent: Linear,
-    latent_norm: Vec<f32>,
-    head_weights: Vec<HeadWeights>,
+    latent_norm: Tensor,
+    keys_and_values: KeyValueWeights,
     output: Linear,
     heads: Heads,
 }
 
 impl Attention {
     pub(super) fn load(
-        checkpoint: &Checkpoint,
+        loader: &Loader,
         config: &Config,
         layer: usize,
-        numerics: Numerics,
     ) -> std::result::Result<Self, ModelError> {
         let heads = Heads {
             count: config.heads,
@@ -63,10 +61,9 @@ impl Attention {
                       outputs: usize,
                       inputs: usize|
          -> std::result::Result<Linear, ModelError> {
-            let weight =
-                checkpoint.matrix(&format!("{prefix}.{name}.weight"), outputs, inputs, numerics)?;
+            let weight = loader.weight(&format!("{prefix}.{name}.weight"), outputs, inputs)?;
             let bias = match config.attention_bias {
-                true => Some(checkpoint.vector(&format!("{prefix}.{name}.bias"), outputs)?),
+                true => Some(loader.vector(&format!("{prefix}.{name}.bias"), outputs)?),
                 false => None,
             };
             Ok(Linear { weight, bias })
@@ -75,54 +72,47 @@ impl Attention {
         let output = linear("o_proj", config.hidden_size, heads.count * heads.value)?;
         let query_width = heads.count * (heads.nope + heads.rope);
         let query = match config.q_lora_rank {
-            None => Query::Full(checkpoint.matrix(
+            None => Query::Full(loader.weight(
                 &format!("{prefix}.q_proj.weight"),
                 query_width,
                 config.hidden_size,
-                numerics,
             )?),
             Some(rank) => Query::Compressed {
                 down: linear("q_a_proj", rank, config.hidden_size)?,
-                norm: checkpoint.vector(&format!("{prefix}.q_a_layernorm.weight"), rank)?,
-                up: checkpoint.matrix(
-                    &format!("{prefix}.q_b_proj.weight"),
-                    query_width,
-                    rank,
-                    numerics,
-                )?,
+                norm: loader.vector(&format!("{prefix}.q_a_layernorm.weight"), rank)?,
+                up: loader.weight(&format!("{prefix}.q_b_proj.weight"), query_width, rank)?,
             },
         };
         let latent_norm =
-            checkpoint.vector(&format!("{prefix}.kv_a_layernorm.weight"), heads.latent)?;
-        let head_weights =
-            head_weights(checkpoint, &format!("{prefix}.kv_b_proj.weight"), heads, numerics)?;
-        Ok(Self { query, latent, latent_norm, head_weights, output, heads })
+            loader.vector(&format!("{prefix}.kv_a_layernorm.weight"), heads.latent)?;
+        let keys_and_values =
+            loader.keys_and_values(&format!("{prefix}.kv_b_proj.weight"), heads)?;
+        Ok(Self { query, latent, latent_norm, keys_and_values, output, heads })
     }
 
     /// Bytes of weights as they are held.
     pub(super) fn bytes(&self) -> usize {
+        self.projection_bytes() + self.keys_and_values.bytes()
+    }
+
+    /// Bytes of weights that a step reads.
+    pub(super) fn step_bytes(&self) -> usize {
+        self.projection_bytes() + self.keys_and_values.step_bytes()
+    }
+
+    fn projection_bytes(&self) -> usize {
         let query = match &self.query {
             Query::Full(weight) => weight.bytes(),
             Query::Compressed { down, up, .. } => down.weight.bytes() + up.bytes(),
         };
-        let head = |head: &HeadWeights| {
-            head.key.bytes() + head.key_transposed.bytes() + head.value.bytes()
-        };
-        let heads: usize = self.head_weights.iter().map(head).sum();
-        query + self.latent.weight.bytes() + heads + self.output.weight.bytes()
-    }
-
-    /// Bytes of weights that a step reads: prompts and generated tokens read keys in forms of their own.
-    pub(super) fn step_bytes(&self) -> usize {
-        self.bytes() - self.head_weights.iter().map(|head| head.key.bytes()).sum::<usize>()
+        query + self.latent.weight.bytes() + self.output.weight.bytes()
     }
 
     /// `[tokens, hidden]` → the same; writes the step's latents into the cache first.
     pub(super) fn forward(
         &self,
         x: &Tensor,
-        step: &Step,
-        rotation: &Rotation,
+        metadata: &AttentionMetadata,
         (pool, layer): (&mut LatentPool, usize),
     ) -> Result<Tensor> {
         let q = match &self.query {
@@ -131,43 +121,10 @@ impl Attention {
                 up.product(&ops::rms_norm(&down.forward(x)?, norm, LATENT_NORM_EPSILON)?)?
             }
         };
-        let latents = self.latent.forward(x)?;
-        ops::store_latents(
-            &latents,
-            &self.latent_norm,
-            LATENT_NORM_EPSILON,
-            rotation,
-            &step.slots,
-            (pool, layer),
-        )?;
-        let (heads, weights) = (self.heads, &self.head_weights);
-        let attended = ops::attend((&q, rotation), heads, weights, &step.spans, (pool, layer))?;
+        let (latents, norm) = (self.latent.forward(x)?, &self.latent_norm);
+        ops::store_latents(&latents, norm, LATENT_NORM_EPSILON, metadata, (pool, layer))?;
+        let weights = &self.keys_and_values;
+        let attended = ops::attend(&q, self.heads, weights, metadata, (pool, layer))?;
         self.output.forward(&attended)
     }
-}
-
-/// Cuts `kv_b_proj` into heads: of each head the keys' rows come first, then the values'.
-fn head_weights(
-    checkpoint: &Checkpoint,
-    name: &str,
-    heads: Heads,
-    numerics: Numerics,
-) -> std::result::Result<Vec<HeadWeights>, ModelError> {
-    let Heads { count, nope, value, latent, .. } = heads;
-    let rows = nope + value;
-    let elements = checkpoint.elements(name, &[count * rows, latent])?;
-    let head = |h: usize| {
-        let row = |o: usize, row: &mut [f32]| elements.widen((h * rows + o) * latent, row);
-        let mut keys = vec![0.0; nope * latent];
-        elements.widen(h * rows * latent, &mut keys);
-        let column = |o: usize, column: &mut [f32]| {
-            column.iter_mut().zip(keys[o..].iter().step_by(latent)).for_each(|(x, key)| *x = *key);
-        };
-        HeadWeights {
-            key: Matrix::pack(nope, latent, numerics, row),
-            key_transposed: Matrix::pack(latent, nope, numerics, column),
-            value: Matrix::pack(value, latent, numerics, |o, out| row(nope + o, out)),
-        }
-    };
-    Ok((0..count).into_par_iter().map(head).collect())
 }

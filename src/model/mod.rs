@@ -8,6 +8,7 @@ mod error;
 mod feed_forward;
 mod footprint;
 mod header;
+mod loader;
 mod parameters;
 mod parts;
 mod quality;

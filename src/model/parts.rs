@@ -3,6 +3,9 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use candle_core::Device;
+
+use super::loader::Loader;
 use super::weights::Checkpoint;
 use super::{Config, Model, ModelError};
 use crate::ops::{LatentPool, Numerics};
@@ -22,8 +25,23 @@ pub struct ModelParts {
 }
 
 impl ModelParts {
-    /// Loads a Hugging Face folder for all ranks at once; `loaded(bytes, of)` is told how far they are.
+    /// Loads a Hugging Face folder for all ranks at once, on the CPU; `loaded(bytes, of)` is told how far
+    /// they are.
     pub fn load(
+        folder: &Path,
+        numerics: impl Into<Numerics>,
+        topology: Topology,
+        loaded: &(dyn Fn(u64, u64) + Sync),
+    ) -> Result<Self, ModelError> {
+        Self::load_on(&[Device::Cpu], folder, numerics, topology, loaded)
+    }
+
+    /// The same on devices, of which the ranks take one after the other, stage by stage.
+    ///
+    /// # Panics
+    /// Without devices.
+    pub fn load_on(
+        devices: &[Device],
         folder: &Path,
         numerics: impl Into<Numerics>,
         topology: Topology,
@@ -39,17 +57,14 @@ impl ModelParts {
         let done = AtomicU64::new(0);
         let layer_loaded =
             || loaded(bytes * (done.fetch_add(1, Ordering::Relaxed) + 1) / all, bytes);
-        let load = |place: Place| {
-            Model::load_part(
-                &checkpoint,
-                &config,
-                (Part { topology, place }, numerics),
-                &layer_loaded,
-            )
+        let load = |place: Place, device: Device| {
+            let loader = Loader { checkpoint: &checkpoint, numerics, device };
+            Model::load_part(&loader, &config, Part { topology, place }, &layer_loaded)
         };
         let parts = std::thread::scope(|scope| {
+            let places = topology.places().zip(devices.iter().cloned().cycle());
             let ranks: Vec<_> =
-                topology.places().map(|place| scope.spawn(move || load(place))).collect();
+                places.map(|(place, device)| scope.spawn(move || load(place, device))).collect();
             let join = |rank: std::thread::ScopedJoinHandle<'_, _>| {
                 rank.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             };
@@ -87,7 +102,8 @@ impl ModelParts {
         LatentPool::block_bytes(layers, width, self.parts[0].cache_format())
     }
 
-    pub(super) fn parts(&self) -> &[Model] {
+    /// The part of each rank, stage by stage.
+    pub fn parts(&self) -> &[Model] {
         &self.parts
     }
 
@@ -106,7 +122,7 @@ impl From<Model> for ModelParts {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{Device, safetensors};
+    use candle_core::safetensors;
 
     use super::*;
     use crate::ops::Held;
@@ -135,7 +151,9 @@ mod tests {
         let checkpoint = Checkpoint::open(folder.path()).unwrap();
         let load = |stage, rank| {
             let part = Part { topology, place: Place { stage, rank } };
-            Model::load_part(&checkpoint, &config, (part, Held::F32.into()), &|| {})
+            let (checkpoint, numerics) = (&checkpoint, Held::F32.into());
+            let loader = Loader { checkpoint, numerics, device: Device::Cpu };
+            Model::load_part(&loader, &config, part, &|| {})
         };
         assert_eq!(load(1, 2).unwrap().layers(), layers.len());
         checkpoint.finish(false).unwrap();

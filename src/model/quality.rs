@@ -37,8 +37,8 @@ pub fn compare(
     let mut quality = Quality::default();
     let mut agreeing = 0u64;
     for stream in streams {
-        let mut pools =
-            [reference, other].map(|model| model.cache(stream.len().div_ceil(BLOCK_TOKENS)));
+        let blocks = stream.len().div_ceil(BLOCK_TOKENS);
+        let mut pools = [reference.cache(blocks)?, other.cache(blocks)?];
         for start in (0..stream.len()).step_by(STEP_TOKENS) {
             let step = step(stream, start..stream.len().min(start + STEP_TOKENS));
             let [first, second] = &mut pools;

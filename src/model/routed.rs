@@ -7,12 +7,12 @@
 use candle_core::{Device, Result as CandleResult, Tensor};
 
 use super::ModelError;
-use crate::ops::{self, Expert, RoutesByExpert, Routing};
+use crate::ops::{self, Experts, Routes, RoutesByExpert, Routing};
 use crate::parallel::{Collective, Parcel, Topology};
 
 /// The experts of one layer that this rank holds.
 pub(super) struct RoutedExperts {
-    pub(super) own: Vec<Expert>,
+    pub(super) own: Experts,
     /// Experts of all ranks.
     pub(super) experts: usize,
     pub(super) topology: Topology,
@@ -39,8 +39,24 @@ struct Arrived {
 impl RoutedExperts {
     /// The weighted sum of each token's experts: `[tokens, hidden]` → the same.
     ///
-    /// All ranks of the stage call it together, those without tokens too.
+    /// All ranks of the stage call it together. Gives the routes back, on the host if other ranks had to
+    /// know them.
     pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        routes: Routes,
+        ranks: &mut dyn Collective,
+    ) -> Result<(Tensor, Routes), ModelError> {
+        if ranks.ranks() == 1 {
+            return Ok((ops::routed_experts(x, &self.own, &routes)?, routes));
+        }
+        let routing = routes.into_routing()?;
+        let y = self.among_ranks(x, &routing, ranks)?;
+        Ok((y, Routes::Host(routing)))
+    }
+
+    /// The same where experts lie on several ranks; also those without tokens take part.
+    pub(super) fn among_ranks(
         &self,
         x: &Tensor,
         routing: &Routing,
@@ -54,7 +70,7 @@ impl RoutedExperts {
         });
         let arrived = ranks.all_to_all(parcels.collect::<CandleResult<_>>()?)?;
         let arrived = self.unpack(x, &errands[own], own, &arrived)?;
-        let routes = RoutesByExpert::new(self.own.len(), arrived.routes.iter().copied());
+        let routes = RoutesByExpert::new(self.own.iter().len(), arrived.routes.iter().copied());
         let outputs = ops::expert_outputs(&arrived.rows, &self.own, &routes)?;
         let returned = arrived.starts.windows(2).enumerate().map(|(rank, bounds)| {
             match rank == own || bounds[0] == bounds[1] {
@@ -176,7 +192,8 @@ mod tests {
     #[test]
     fn a_row_travels_once_to_each_of_at_most_three_of_eight_ranks() {
         let topology = Topology { stages: 1, ranks_per_stage: 8 };
-        let layer = RoutedExperts { own: Vec::new(), experts: 160, topology };
+        let layer =
+            RoutedExperts { own: Experts::new(Vec::new()).unwrap(), experts: 160, topology };
         let choice =
             Choice { experts_per_token: 6, groups: Some((8, 3)), normalise: false, scale: 16.0 };
         let tokens = 200;

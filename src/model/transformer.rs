@@ -2,16 +2,19 @@
 
 use std::path::Path;
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use half::bf16;
 use rayon::prelude::*;
 
 use super::attention::Attention;
 use super::feed_forward::FeedForward;
+use super::loader::Loader;
 use super::parts::{ModelParts, Part};
-use super::weights::Checkpoint;
 use super::{Config, ModelError, Step};
-use crate::ops::{self, CacheFormat, Held, LatentPool, Matrix, Numerics, Rotation, Routing};
+use crate::ops::{
+    self, AttentionMetadata, CacheFormat, Held, LatentPool, Numerics, Rotation, Routes, Routing,
+    Weight,
+};
 use crate::parallel::{Alone, Collective, Topology};
 
 /// A loaded DeepSeek-V2 model, or a rank's part of one.
@@ -24,17 +27,18 @@ pub struct Model {
     pub(super) head: Option<Head>,
     frequencies: Vec<f32>,
     cache_format: CacheFormat,
+    device: Device,
 }
 
 pub(super) struct Head {
-    norm: Vec<f32>,
-    pub(super) weight: Matrix,
+    norm: Tensor,
+    pub(super) weight: Weight,
 }
 
 pub(super) struct Layer {
-    attention_norm: Vec<f32>,
+    attention_norm: Tensor,
     pub(super) attention: Attention,
-    feed_forward_norm: Vec<f32>,
+    feed_forward_norm: Tensor,
     pub(super) feed_forward: FeedForward,
 }
 
@@ -42,6 +46,8 @@ pub(super) struct Layer {
 enum Embedding {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
+    /// `[vocab, hidden]` on a device.
+    Device(Tensor),
 }
 
 /// Elements that one thread widens at a time.
@@ -68,28 +74,28 @@ impl Model {
 
     /// Loads what one rank holds; `loaded` is called after each layer.
     pub(super) fn load_part(
-        checkpoint: &Checkpoint,
+        loader: &Loader,
         config: &Config,
-        (part, numerics): (Part, Numerics),
+        part: Part,
         loaded: &dyn Fn(),
     ) -> Result<Self, ModelError> {
         let Part { topology, place } = part;
         let shape = [config.vocab_size, config.hidden_size];
         let table = "model.embed_tokens.weight";
         let embedding = match place.stage {
-            0 => Some(Embedding::load(checkpoint, table, &shape, numerics.held)?),
+            0 => Some(Embedding::load(loader, table, shape)?),
             _ => None,
         };
         let head = if config.tie_word_embeddings { table } else { "lm_head.weight" };
         let head = match place.stage + 1 == topology.stages {
             true => Some(Head {
-                norm: checkpoint.vector("model.norm.weight", config.hidden_size)?,
-                weight: checkpoint.matrix(head, config.vocab_size, config.hidden_size, numerics)?,
+                norm: loader.vector("model.norm.weight", config.hidden_size)?,
+                weight: loader.weight(head, config.vocab_size, config.hidden_size)?,
             }),
             false => None,
         };
         let load = |layer: usize| {
-            let loaded_layer = Layer::load(checkpoint, config, layer, (part, numerics));
+            let loaded_layer = Layer::load(loader, config, layer, part);
             loaded();
             loaded_layer
         };
@@ -102,7 +108,8 @@ impl Model {
             layers,
             head,
             frequencies,
-            cache_format: numerics.cache,
+            cache_format: loader.numerics.cache,
+            device: loader.device.clone(),
         })
     }
 
@@ -130,10 +137,15 @@ impl Model {
         self.cache_format
     }
 
+    /// Where this part computes.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// An empty cache of so many blocks for this part's layers.
-    pub fn cache(&self, blocks: usize) -> LatentPool {
-        let width = self.config.latent_width();
-        LatentPool::new(self.layers.len(), blocks, width, self.cache_format)
+    pub fn cache(&self, blocks: usize) -> Result<LatentPool, ModelError> {
+        let size = (blocks, self.config.latent_width());
+        Ok(LatentPool::on(&self.device, self.layers.len(), size, self.cache_format)?)
     }
 
     /// Computes one step of a whole model: writes its latents into the cache and gives the logits of its
@@ -152,10 +164,14 @@ impl Model {
         pool: &mut LatentPool,
         ranks: &mut dyn Collective,
     ) -> Result<StepOutput, ModelError> {
+        if step.tokens.is_empty() {
+            return self.serve(ranks);
+        }
         let multiplier = self.config.rope_multiplier() as f32;
         let rotation = Rotation::new(&step.positions, &self.frequencies, multiplier);
+        let metadata = AttentionMetadata::new(&self.device, rotation, &step.slots, &step.spans)?;
         let epsilon = self.config.rms_norm_eps as f32;
-        let mut routings = Vec::new();
+        let mut routes = Vec::new();
         let mut x = match &self.embedding {
             Some(embedding) => embedding.rows(&step.tokens, self.config.hidden_size)?,
             None => ranks.receive()?.swap_remove(0),
@@ -169,17 +185,18 @@ impl Model {
                 None => (x.clone(), ops::rms_norm(&x, norm, epsilon)?),
                 Some(y) => ops::add_rms_norm(&x, &y, norm, epsilon)?,
             };
-            let y = layer.attention.forward(&normed, step, &rotation, (pool, index))?;
+            let y = layer.attention.forward(&normed, &metadata, (pool, index))?;
             let normed;
             (x, normed) = ops::add_rms_norm(&x, &y, &layer.feed_forward_norm, epsilon)?;
-            let (y, routing) = layer.feed_forward.forward(&normed, ranks)?;
+            let (y, chosen) = layer.feed_forward.forward(&normed, ranks)?;
             added = Some(y);
-            routings.extend(routing);
+            routes.extend(chosen);
         }
         if let Some(y) = added {
             x = ops::add(&x, &y)?;
         }
         let logits = match &self.head {
+            Some(_) if step.outputs.is_empty() => self.no_logits()?,
             Some(head) => {
                 let wanted = Tensor::from_slice(&step.outputs, step.outputs.len(), x.device())?;
                 let x = ops::rms_norm(&x.index_select(&wanted, 0)?, &head.norm, epsilon)?;
@@ -187,40 +204,60 @@ impl Model {
             }
             None => {
                 ranks.send_on(vec![x])?;
-                ops::rows_tensor(Vec::new(), 0, self.config.vocab_size)?
+                self.no_logits()?
             }
         };
-        Ok(StepOutput { logits, routings })
+        let routings = routes.into_iter().map(Routes::into_routing);
+        Ok(StepOutput { logits, routings: routings.collect::<candle_core::Result<_>>()? })
+    }
+
+    /// This rank's part of a step in which it has no tokens: its experts' share of the others' tokens.
+    fn serve(&self, ranks: &mut dyn Collective) -> Result<StepOutput, ModelError> {
+        let none = match &self.embedding {
+            Some(_) => ops::rows_tensor(Vec::new(), 0, self.config.hidden_size)?,
+            None => ranks.receive()?.swap_remove(0),
+        };
+        let mut routings = Vec::new();
+        for layer in &self.layers {
+            routings.extend(layer.feed_forward.serve(&none, ranks)?);
+        }
+        if self.head.is_none() {
+            ranks.send_on(vec![none])?;
+        }
+        Ok(StepOutput { logits: self.no_logits()?, routings })
+    }
+
+    fn no_logits(&self) -> candle_core::Result<Tensor> {
+        ops::rows_tensor(Vec::new(), 0, self.config.vocab_size)
     }
 }
 
 impl Layer {
     fn load(
-        checkpoint: &Checkpoint,
+        loader: &Loader,
         config: &Config,
         layer: usize,
-        (part, numerics): (Part, Numerics),
+        part: Part,
     ) -> Result<Self, ModelError> {
         let prefix = format!("model.layers.{layer}");
         Ok(Self {
-            attention_norm: checkpoint
+            attention_norm: loader
                 .vector(&format!("{prefix}.input_layernorm.weight"), config.hidden_size)?,
-            attention: Attention::load(checkpoint, config, layer, numerics)?,
-            feed_forward_norm: checkpoint
+            attention: Attention::load(loader, config, layer)?,
+            feed_forward_norm: loader
                 .vector(&format!("{prefix}.post_attention_layernorm.weight"), config.hidden_size)?,
-            feed_forward: FeedForward::load(checkpoint, config, layer, (part, numerics))?,
+            feed_forward: FeedForward::load(loader, config, layer, part)?,
         })
     }
 }
 
 impl Embedding {
-    fn load(
-        checkpoint: &Checkpoint,
-        name: &str,
-        shape: &[usize; 2],
-        held: Held,
-    ) -> Result<Self, ModelError> {
-        let elements = checkpoint.elements(name, shape)?;
+    fn load(loader: &Loader, name: &str, shape: [usize; 2]) -> Result<Self, ModelError> {
+        let (elements, held) = (loader.checkpoint.elements(name, &shape)?, loader.numerics.held);
+        if !loader.device.is_cpu() {
+            let row = |row: usize, values: &mut [f32]| elements.widen(row * shape[1], values);
+            return Ok(Self::Device(ops::device_rows(&loader.device, shape, held, row)?));
+        }
         let count = shape[0] * shape[1];
         Ok(match held {
             Held::F32 => {
@@ -246,16 +283,21 @@ impl Embedding {
         match self {
             Self::F32(table) => size_of_val(table.as_slice()),
             Self::Bf16(table) => size_of_val(table.as_slice()),
+            Self::Device(table) => ops::tensor_bytes(table),
         }
     }
 
     fn rows(&self, tokens: &[u32], width: usize) -> candle_core::Result<Tensor> {
+        let rows = tokens.iter().map(|&token| token as usize * width..(token as usize + 1) * width);
         let mut values = Vec::with_capacity(tokens.len() * width);
-        for &token in tokens {
-            let row = token as usize * width..(token as usize + 1) * width;
-            match self {
-                Self::F32(table) => values.extend_from_slice(&table[row]),
-                Self::Bf16(table) => values.extend(table[row].iter().map(|x| x.to_f32())),
+        match self {
+            Self::F32(table) => rows.for_each(|row| values.extend_from_slice(&table[row])),
+            Self::Bf16(table) => {
+                rows.for_each(|row| values.extend(table[row].iter().map(|x| x.to_f32())));
+            }
+            Self::Device(table) => {
+                let wanted = Tensor::from_slice(tokens, tokens.len(), table.device())?;
+                return table.index_select(&wanted, 0)?.to_dtype(DType::F32);
             }
         }
         ops::rows_tensor(values, tokens.len(), width)

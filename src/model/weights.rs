@@ -1,5 +1,5 @@
-//! A checkpoint's tensors: mapped from safetensors files, checked against the config, packed for the
-//! operations. Knows names and shapes, not what the model does with them.
+//! A checkpoint's tensors: mapped from safetensors files and checked against the config. Knows names and
+//! shapes, not what the model does with them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -11,7 +11,6 @@ use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 
 use super::ModelError;
-use crate::ops::{Matrix, Numerics};
 
 /// A Hugging Face folder's weights, for any number of ranks to take theirs from.
 pub(crate) struct Checkpoint {
@@ -152,18 +151,6 @@ impl Checkpoint {
         let mut vector = vec![0.0; width];
         self.elements(name, &[width])?.widen(0, &mut vector);
         Ok(vector)
-    }
-
-    /// A weight `[outputs, inputs]`, packed.
-    pub(crate) fn matrix(
-        &self,
-        name: &str,
-        outputs: usize,
-        inputs: usize,
-        numerics: impl Into<Numerics>,
-    ) -> Result<Matrix, ModelError> {
-        let elements = self.elements(name, &[outputs, inputs])?;
-        Ok(Matrix::pack(outputs, inputs, numerics, |o, row| elements.widen(o * inputs, row)))
     }
 
     /// Refuses tensors that nothing has asked for: the config would describe another model.

@@ -9,14 +9,18 @@
 
 use std::cell::RefCell;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
+use super::accelerator;
 use super::host::{Shared, from_host, host};
 use super::latent::{BLOCK_TOKENS, CachedRows, GatherScratch, LatentPool};
 use super::matmul::{Matrix, Rows};
+use super::metadata::AttentionMetadata;
+use super::numerics::Numerics;
 use super::online_softmax::{GROUP, Run, SoftmaxRows, SoftmaxState};
 use super::rope::Rotation;
+use super::weight::{bytes, upload};
 
 /// Positions whose keys and values are expanded at a time.
 const EXPANDED_POSITIONS: usize = 16 * BLOCK_TOKENS;
@@ -47,6 +51,76 @@ pub struct HeadWeights {
     pub key_transposed: Matrix,
     /// Latent to value: `[value, latent]`.
     pub value: Matrix,
+}
+
+/// `kv_b_proj`, the key and value weights of all heads.
+#[derive(Debug)]
+pub enum KeyValueWeights {
+    /// Cut and packed for the CPU, head by head.
+    Host(Vec<HeadWeights>),
+    /// As it is, on a device: `[heads * (nope + value), latent]`, a head's keys first.
+    Device(Tensor),
+}
+
+impl KeyValueWeights {
+    /// Holds the weights where `device` computes; `fill(row, values)` writes a row of `kv_b_proj`, of
+    /// which each head has its keys' first, then its values'.
+    pub fn new(
+        device: &Device,
+        heads: Heads,
+        numerics: impl Into<Numerics>,
+        fill: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Result<Self> {
+        let (numerics, rows) = (numerics.into(), heads.nope + heads.value);
+        if !device.is_cpu() {
+            let shape = [heads.count * rows, heads.latent];
+            return Ok(Self::Device(upload(device, shape, numerics.held, fill)?));
+        }
+        let head = |h: usize| {
+            HeadWeights::pack(heads, numerics, |row, values: &mut [f32]| {
+                fill(h * rows + row, values);
+            })
+        };
+        Ok(Self::Host((0..heads.count).into_par_iter().map(head).collect()))
+    }
+
+    /// Bytes of weights held.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Host(heads) => heads.iter().map(HeadWeights::bytes).sum(),
+            Self::Device(weight) => bytes(weight),
+        }
+    }
+
+    /// Bytes of weights that a step reads: on the CPU prompts and generated tokens read keys in forms of
+    /// their own.
+    pub fn step_bytes(&self) -> usize {
+        match self {
+            Self::Host(heads) => heads.iter().map(|head| head.bytes() - head.key.bytes()).sum(),
+            Self::Device(weight) => bytes(weight),
+        }
+    }
+}
+
+impl HeadWeights {
+    /// Packs one head's rows of `kv_b_proj`.
+    fn pack(heads: Heads, numerics: Numerics, fill: impl Fn(usize, &mut [f32]) + Sync) -> Self {
+        let Heads { nope, value, latent, .. } = heads;
+        let mut keys = vec![0.0; nope * latent];
+        keys.chunks_mut(latent).enumerate().for_each(|(row, key)| fill(row, key));
+        let column = |o: usize, column: &mut [f32]| {
+            column.iter_mut().zip(keys[o..].iter().step_by(latent)).for_each(|(x, key)| *x = *key);
+        };
+        Self {
+            key: Matrix::pack(nope, latent, numerics, &fill),
+            key_transposed: Matrix::pack(latent, nope, numerics, column),
+            value: Matrix::pack(value, latent, numerics, |o, row| fill(nope + o, row)),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.key.bytes() + self.key_transposed.bytes() + self.value.bytes()
+    }
 }
 
 /// How a token attends.
@@ -94,22 +168,30 @@ thread_local! {
 ///
 /// The step's own latents must be in the cache already.
 pub fn attend(
-    (q, rotation): (&Tensor, &Rotation),
+    q: &Tensor,
     heads: Heads,
-    weights: &[HeadWeights],
-    spans: &[Span],
+    weights: &KeyValueWeights,
+    metadata: &AttentionMetadata,
     cache: (&LatentPool, usize),
 ) -> Result<Tensor> {
     let (tokens, width) = q.dims2()?;
     let Heads { count, nope, rope, .. } = heads;
-    if width != count * (nope + rope) || weights.len() != count {
+    if width != count * (nope + rope) {
         bail!("queries of {width} do not fit {count} heads of {nope} + {rope}")
     }
+    let AttentionMetadata { rotation, spans, on_device, .. } = metadata;
     if !rotation.fits(tokens, rope) {
         bail!("a rotation does not fit {tokens} queries with {rope} rotated elements")
     }
+    let weights = match (weights, accelerator::of(q), on_device) {
+        (KeyValueWeights::Host(weights), None, None) if weights.len() == count => weights,
+        (KeyValueWeights::Device(weight), Some(device), Some(metadata)) => {
+            return device.attend(q, heads, weight, metadata, cache.0.on_device(cache.1)?);
+        }
+        _ => bail!("queries, weights of {count} heads and step are not on one device"),
+    };
     let q = &*host(q)?;
-    let (cached, stride) = (cache.0.layer(cache.1), cache.0.stride());
+    let (cached, stride) = (cache.0.layer(cache.1)?, cache.0.stride());
     let step = Step { q, rotation, heads, weights, cached, stride };
     let mut out = vec![0.0f32; tokens * heads.count * heads.value];
     step.attend_prompts(spans, Shared::new(&mut out));

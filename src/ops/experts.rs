@@ -1,20 +1,66 @@
 //! The routed experts of a layer: every expert's tokens as one product, combined in one order.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
+use super::accelerator::{self, DeviceExperts, SortedRoutes};
 use super::host::{from_host, host};
 use super::lanes::{Isa, Lanes, per_isa};
 use super::matmul::{Finish, Matrix, Rows, Target, Task, run};
 use super::router::Routing;
+use super::routes::Routes;
+use super::weight::Weight;
 
 /// One feed-forward expert: `down(silu(gate x) * up x)`.
 #[derive(Debug)]
 pub struct Expert {
-    /// Gate and up, packed together: `[intermediate, hidden]`.
-    pub gate_up: Matrix,
+    /// Gate and up, held together: `[intermediate, hidden]` each.
+    pub gate_up: Weight,
     /// `[hidden, intermediate]`.
-    pub down: Matrix,
+    pub down: Weight,
+}
+
+impl Expert {
+    /// `[tokens, hidden]` → the same.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.down.product(&self.gate_up.gated_product(x)?)
+    }
+
+    /// Its weights as the CPU takes them.
+    fn host(&self) -> Result<(&Matrix, &Matrix)> {
+        Ok((self.gate_up.host()?, self.down.host()?))
+    }
+
+    /// Bytes of its weights.
+    pub fn bytes(&self) -> usize {
+        self.gate_up.bytes() + self.down.bytes()
+    }
+}
+
+/// Routed experts of one layer, all of one shape, that lie together.
+#[derive(Debug)]
+pub struct Experts {
+    all: Vec<Expert>,
+    /// None: they are on the CPU.
+    on_device: Option<Box<DeviceExperts>>,
+}
+
+impl Experts {
+    /// Puts experts together.
+    pub fn new(all: Vec<Expert>) -> Result<Self> {
+        let on_device = match all.first() {
+            Some(Expert { down: Weight::Device(down), .. }) => {
+                Some(Box::new(DeviceExperts::new(&all, down)?))
+            }
+            _ => None,
+        };
+        Ok(Self { all, on_device })
+    }
+
+    /// One by one.
+    pub fn iter(&self) -> std::slice::Iter<'_, Expert> {
+        self.all.iter()
+    }
 }
 
 /// Routes sorted by expert; those of one expert stay in the order in which they were given.
@@ -26,6 +72,34 @@ pub struct RoutesByExpert {
     starts: Vec<usize>,
     /// The sorted place of each route as it was given.
     places: Vec<u32>,
+}
+
+impl SortedRoutes {
+    fn upload(routes: &RoutesByExpert, device: &Device) -> Result<Self> {
+        let vector = |values: &[u32]| Tensor::from_slice(values, values.len(), device);
+        let starts: Vec<u32> = routes.starts.iter().map(|&start| start as u32).collect();
+        let (rows, places) = (vector(&routes.rows)?, vector(&routes.places)?);
+        Ok(Self { rows, starts: vector(&starts)?, places })
+    }
+}
+
+impl DeviceExperts {
+    fn new(all: &[Expert], first: &Tensor) -> Result<Self> {
+        let Some(device) = accelerator::of(first) else { bail!("experts are on no device") };
+        let weights = |of: fn(&Expert) -> &Weight| {
+            let weights: Vec<&Tensor> =
+                all.iter().map(|expert| of(expert).on_device()).collect::<Result<_>>()?;
+            device.addresses(&weights)
+        };
+        let (hidden, intermediate) = first.dims2()?;
+        if first.dtype() == DType::BF16 && !(hidden % 8 == 0 && intermediate % 8 == 0) {
+            bail!(
+                "on a device experts in BF16 have widths in multiples of 8, not {hidden} and {intermediate}"
+            )
+        }
+        let (gate_up, down) = (weights(|e| &e.gate_up)?, weights(|e| &e.down)?);
+        Ok(Self { gate_up, down, intermediate, dtype: first.dtype() })
+    }
 }
 
 impl RoutesByExpert {
@@ -57,31 +131,49 @@ impl RoutesByExpert {
 }
 
 /// The weighted sum of each token's experts: `[tokens, hidden]` → the same.
-pub fn routed_experts(x: &Tensor, experts: &[Expert], routing: &Routing) -> Result<Tensor> {
-    let per_token = routing.experts_per_token;
-    let ids = routing.expert_ids.iter().enumerate();
-    let routes = ids.map(|(route, &expert)| ((route / per_token) as u32, expert));
-    let routes = RoutesByExpert::new(experts.len(), routes);
-    combine(&expert_outputs(x, experts, &routes)?, routes.places(), routing)
+///
+/// Routes that are on a device stay there.
+pub fn routed_experts(x: &Tensor, experts: &Experts, routes: &Routes) -> Result<Tensor> {
+    match routes {
+        Routes::Host(routing) => {
+            let per_token = routing.experts_per_token;
+            let ids = routing.expert_ids.iter().enumerate();
+            let routes = ids.map(|(route, &expert)| ((route / per_token) as u32, expert));
+            let routes = RoutesByExpert::new(experts.all.len(), routes);
+            combine(&expert_outputs(x, experts, &routes)?, routes.places(), routing)
+        }
+        Routes::Device { expert_ids, weights } => {
+            let (Some(device), Some(own)) = (accelerator::of(x), &experts.on_device) else {
+                bail!("routes, tokens and experts are on different devices")
+            };
+            let sorted = device.sort_routes(expert_ids, experts.all.len())?;
+            let outputs = device.expert_outputs(x, own, &sorted)?;
+            device.combine(&outputs, &sorted.places, weights)
+        }
+    }
 }
 
 /// What each route's expert makes of the route's row: `[rows, hidden]` → `[routes, hidden]`, sorted
 /// by expert and not weighted.
 ///
 /// Two rounds of products, each of all experts together and divided evenly over the threads.
-pub fn expert_outputs(x: &Tensor, experts: &[Expert], routes: &RoutesByExpert) -> Result<Tensor> {
+pub fn expert_outputs(x: &Tensor, experts: &Experts, routes: &RoutesByExpert) -> Result<Tensor> {
     let (_, hidden) = x.dims2()?;
-    let Some(width) = experts.first().map(|expert| expert.gate_up.outputs()) else {
-        bail!("a layer without experts")
-    };
+    if routes.rows.is_empty() {
+        return from_host(Vec::new(), 0, hidden);
+    }
+    if let (Some(device), Some(own)) = (accelerator::of(x), &experts.on_device) {
+        return device.expert_outputs(x, own, &SortedRoutes::upload(routes, x.device())?);
+    }
+    let packed = experts.iter().map(Expert::host).collect::<Result<Vec<_>>>()?;
+    let width = packed[0].0.outputs();
     let x = host(x)?;
     let count = routes.rows.len();
     let (mut inner, mut outputs) = (Vec::new(), Vec::new());
-    let of_expert = |(expert, bounds): (usize, &[usize])| (&experts[expert], bounds[0]..bounds[1]);
-    let groups = || routes.starts.windows(2).enumerate().map(of_expert);
+    let groups = || packed.iter().zip(routes.starts.windows(2).map(|w| w[0]..w[1]));
     let target = Target::within(&mut inner, count, width);
-    let gated = groups().map(|(expert, range)| Task {
-        matrix: &expert.gate_up,
+    let gated = groups().map(|(&(gate_up, _), range)| Task {
+        matrix: gate_up,
         rows: Rows::gathered(&x, hidden, &routes.rows[range.clone()]),
         count: range.len(),
         target: target.from(range.start),
@@ -92,8 +184,8 @@ pub fn expert_outputs(x: &Tensor, experts: &[Expert], routes: &RoutesByExpert) -
         inner.set_len(count * width);
     }
     let target = Target::within(&mut outputs, count, hidden);
-    let down = groups().map(|(expert, range)| Task {
-        matrix: &expert.down,
+    let down = groups().map(|(&(_, down), range)| Task {
+        matrix: down,
         rows: Rows::dense(&inner[range.start * width..], width),
         count: range.len(),
         target: target.from(range.start),
@@ -112,8 +204,17 @@ pub fn expert_outputs(x: &Tensor, experts: &[Expert], routes: &RoutesByExpert) -
 /// routing's order, whatever else is in the step and wherever they were computed.
 pub fn combine(outputs: &Tensor, places: &[u32], routing: &Routing) -> Result<Tensor> {
     let (_, hidden) = outputs.dims2()?;
+    if places.is_empty() {
+        return from_host(Vec::new(), 0, hidden);
+    }
     let per_token = routing.experts_per_token;
     let tokens = routing.weights.len() / per_token;
+    if let Some(device) = accelerator::of(outputs) {
+        let places = Tensor::from_slice(places, places.len(), outputs.device())?;
+        let shape = (tokens, per_token);
+        let weights = Tensor::from_slice(&routing.weights, shape, outputs.device())?;
+        return device.combine(outputs, &places, &weights);
+    }
     let values = host(outputs)?;
     let outputs: &[f32] = &values;
     let mut out = vec![0.0f32; tokens * hidden];
@@ -158,16 +259,18 @@ mod tests {
                 }
             }
         };
+        let (cpu, gated) = (Device::Cpu, [width, hidden]);
         Expert {
-            gate_up: Matrix::pack_gated(width, hidden, Held::F32, value(1), value(2)),
-            down: Matrix::pack(hidden, width, Held::F32, value(3)),
+            gate_up: Weight::gated(&cpu, gated, Held::F32, value(1), value(2)).unwrap(),
+            down: Weight::new(&cpu, [hidden, width], Held::F32, value(3)).unwrap(),
         }
     }
 
     #[test]
     fn a_token_has_the_same_bits_alone_and_among_others() {
         let (hidden, width) = (24, 40);
-        let experts: Vec<Expert> = (0..6).map(|e| expert(e, hidden, width)).collect();
+        let experts = (0..6).map(|e| expert(e, hidden, width)).collect();
+        let experts = Experts::new(experts).unwrap();
         let tokens = 300;
         let x: Vec<f32> = (0..tokens * hidden).map(|i| (i as f32 * 0.37).sin()).collect();
         let routing = Routing {
@@ -175,9 +278,8 @@ mod tests {
             expert_ids: (0..tokens).flat_map(|t| [(t % 3) as u32, (3 + t % 2) as u32]).collect(),
             weights: (0..tokens * 2).map(|i| 0.1 + (i % 5) as f32).collect(),
         };
-        let all =
-            routed_experts(&from_host(x.clone(), tokens, hidden).unwrap(), &experts, &routing)
-                .unwrap();
+        let rows = from_host(x.clone(), tokens, hidden).unwrap();
+        let all = routed_experts(&rows, &experts, &Routes::Host(routing.clone())).unwrap();
         let all = all.to_vec2::<f32>().unwrap();
         for t in [0, 1, 150, 299] {
             let one = Routing {
@@ -186,8 +288,8 @@ mod tests {
                 weights: routing.weights[2 * t..2 * t + 2].to_vec(),
             };
             let row = from_host(x[t * hidden..(t + 1) * hidden].to_vec(), 1, hidden).unwrap();
-            let alone = routed_experts(&row, &experts, &one).unwrap().to_vec2::<f32>().unwrap();
-            assert_eq!(alone[0], all[t]);
+            let alone = routed_experts(&row, &experts, &Routes::Host(one)).unwrap();
+            assert_eq!(alone.to_vec2::<f32>().unwrap()[0], all[t]);
         }
     }
 }

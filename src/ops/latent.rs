@@ -3,6 +3,7 @@
 //! A row is the normalised latent followed by the rotated shared key, padded with zeros to whole
 //! lanes. Who owns which block is the engine's business.
 
+use candle_core::{DType, Device, Result, Tensor, bail};
 use half::bf16;
 
 use super::host::Shared;
@@ -25,6 +26,8 @@ pub struct LatentPool {
 enum Cells {
     F32(Vec<f32>),
     Bf16(Vec<bf16>),
+    /// `[slots, stride]` on a device, F32 or BF16.
+    Device(Tensor),
 }
 
 impl LatentPool {
@@ -37,6 +40,26 @@ impl LatentPool {
             CacheFormat::Bf16 => Cells::Bf16(vec![bf16::ZERO; elements]),
         };
         Self { layers: (0..layers).map(|_| cells()).collect(), stride, blocks }
+    }
+
+    /// The same where `device` computes.
+    pub fn on(
+        device: &Device,
+        layers: usize,
+        (blocks, width): (usize, usize),
+        format: CacheFormat,
+    ) -> Result<Self> {
+        if device.is_cpu() {
+            return Ok(Self::new(layers, blocks, width, format));
+        }
+        let stride = stride_of(width);
+        let dtype = match format {
+            CacheFormat::F32 => DType::F32,
+            CacheFormat::Bf16 => DType::BF16,
+        };
+        let zeros = |_| Tensor::zeros((blocks * BLOCK_TOKENS, stride), dtype, device);
+        let layers = (0..layers).map(|layer| zeros(layer).map(Cells::Device));
+        Ok(Self { layers: layers.collect::<Result<_>>()?, stride, blocks })
     }
 
     /// Bytes that one block takes over all layers.
@@ -55,22 +78,32 @@ impl LatentPool {
     }
 
     /// One layer's rows, to read.
-    pub(crate) fn layer(&self, layer: usize) -> CachedRows<'_> {
+    pub(super) fn layer(&self, layer: usize) -> Result<CachedRows<'_>> {
         let stride = self.stride;
         match &self.layers[layer] {
-            Cells::F32(rows) => CachedRows::F32 { rows, stride },
-            Cells::Bf16(rows) => CachedRows::Bf16 { rows, stride },
+            Cells::F32(rows) => Ok(CachedRows::F32 { rows, stride }),
+            Cells::Bf16(rows) => Ok(CachedRows::Bf16 { rows, stride }),
+            Cells::Device(_) => bail!("the latent cache is on a device, activations are not"),
         }
     }
 
     /// One layer's rows, to write side by side.
-    pub(super) fn slots(&mut self, layer: usize) -> Slots {
+    pub(super) fn slots(&mut self, layer: usize) -> Result<Slots> {
         let (rows, stride) = (self.blocks * BLOCK_TOKENS, self.stride);
         let cells = match &mut self.layers[layer] {
             Cells::F32(rows) => SharedCells::F32(Shared::new(rows)),
             Cells::Bf16(rows) => SharedCells::Bf16(Shared::new(rows)),
+            Cells::Device(_) => bail!("the latent cache is on a device, activations are not"),
         };
-        Slots { cells, rows, stride }
+        Ok(Slots { cells, rows, stride })
+    }
+
+    /// One layer's rows on a device, to read and to write.
+    pub(super) fn on_device(&self, layer: usize) -> Result<&Tensor> {
+        match &self.layers[layer] {
+            Cells::Device(rows) => Ok(rows),
+            _ => bail!("activations are on a device, the latent cache is not"),
+        }
     }
 }
 
@@ -213,9 +246,9 @@ mod tests {
         for (format, last) in [(CacheFormat::F32, row[2]), (CacheFormat::Bf16, 1.0)] {
             let mut pool = LatentPool::new(2, 3, 3, format);
             // SAFETY: one slot is written at a time.
-            unsafe { pool.slots(1).write(17, &row) };
+            unsafe { pool.slots(1).unwrap().write(17, &row) };
             let mut scratch = Vec::new();
-            let rows = pool.layer(1);
+            let rows = pool.layer(1).unwrap();
             let block = rows.block(1, &mut scratch);
             assert_eq!(block[16..20], [1.0, -2.5, last, 0.0]);
             let mut scratch = GatherScratch::default();

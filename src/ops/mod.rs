@@ -1,17 +1,22 @@
 //! The fused operations that the model is made of, one file each.
 //!
-//! All activations are `[tokens, width]` f32 tensors of one flat step. Every operation is
+//! All activations are `[tokens, width]` f32 tensors of one flat step. On the CPU every operation is
 //! *batch-invariant*: the arithmetic behind one token's output has one order, whatever other tokens
 //! are in the step and however work is divided over threads. Operations know shapes and numbers,
-//! not layers or sequences.
+//! not layers or sequences. Where activations lie on a device, its accelerator computes instead; tensors
+//! without elements stay on the host.
 
+mod accelerator;
 mod attention;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod experts;
 mod host;
 mod lanes;
 mod largest;
 mod latent;
 mod matmul;
+mod metadata;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod norm;
@@ -22,21 +27,28 @@ mod portable;
 mod residual;
 mod rope;
 mod router;
+mod routes;
 mod softmax;
+mod weight;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use attention::{Form, HeadWeights, Heads, Span, attend};
-pub use experts::{Expert, RoutesByExpert, combine, expert_outputs, routed_experts};
+pub use accelerator::{DeviceError, DeviceKind, free_bytes};
+pub use attention::{Form, HeadWeights, Heads, KeyValueWeights, Span, attend};
+pub use experts::{Expert, Experts, RoutesByExpert, combine, expert_outputs, routed_experts};
 pub(crate) use host::{from_host as rows_tensor, host as tensor_values};
 pub use lanes::Isa;
 pub use largest::{Largest, largest};
 pub use latent::{BLOCK_TOKENS, LatentPool};
 pub use matmul::Matrix;
+pub use metadata::AttentionMetadata;
 pub use norm::{add_bias, add_rms_norm, rms_norm};
 pub use numerics::{CacheFormat, Compute, Held, Numerics};
 pub use peaks::Peaks;
 pub use residual::add;
 pub use rope::{Rotation, store_latents};
 pub use router::{Choice, Routing, route};
+pub use routes::Routes;
 pub use softmax::exponentials;
+pub use weight::Weight;
+pub(crate) use weight::{bytes as tensor_bytes, upload as device_rows};

@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
+use super::accelerator;
 use super::host::{from_host, host};
 use super::lanes::{Isa, Lanes, per_isa};
 
@@ -11,9 +12,13 @@ pub(super) const SERIAL_ELEMENTS: usize = 1 << 15;
 
 /// `weight * x / sqrt(mean(x²) + epsilon)`, row by row: `[tokens, width]` → the same.
 ///
-/// Only the first `weight.len()` elements of each row are taken and given.
-pub fn rms_norm(x: &Tensor, weight: &[f32], epsilon: f32) -> Result<Tensor> {
+/// The weight is `[width]`; only so many elements of each row are taken and given.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f32) -> Result<Tensor> {
+    if let Some(device) = accelerator::of(x) {
+        return device.rms_norm(x, weight, epsilon);
+    }
     let (tokens, stride) = x.dims2()?;
+    let weight = &*host(weight)?;
     let width = weight.len();
     if width > stride {
         bail!("a norm of {width} does not fit rows of {stride}")
@@ -37,10 +42,14 @@ pub fn rms_norm(x: &Tensor, weight: &[f32], epsilon: f32) -> Result<Tensor> {
 pub fn add_rms_norm(
     x: &Tensor,
     y: &Tensor,
-    weight: &[f32],
+    weight: &Tensor,
     epsilon: f32,
 ) -> Result<(Tensor, Tensor)> {
+    if let Some(device) = accelerator::of(x) {
+        return device.add_rms_norm(x, y, weight, epsilon);
+    }
     let (tokens, width) = x.dims2()?;
+    let weight = &*host(weight)?;
     if y.dims2()? != (tokens, width) || weight.len() != width {
         bail!("a norm of {} does not fit {:?} + {:?}", weight.len(), x.shape(), y.shape())
     }
@@ -105,8 +114,12 @@ unsafe fn norm_row_on<L: Lanes>(
 per_isa! { fn norm_row = norm_row_on(x: *const f32, weight: *const f32, epsilon: f32, target: *mut f32, width: usize) }
 
 /// Adds a bias `[width]` to every row of `[tokens, width]`.
-pub fn add_bias(x: &Tensor, bias: &[f32]) -> Result<Tensor> {
+pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    if accelerator::of(x).is_some() {
+        return x.broadcast_add(bias);
+    }
     let (tokens, width) = x.dims2()?;
+    let bias = &*host(bias)?;
     if width != bias.len() {
         bail!("a bias of {} does not fit rows of {width}", bias.len())
     }
@@ -119,6 +132,8 @@ pub fn add_bias(x: &Tensor, bias: &[f32]) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
 
     #[test]
@@ -128,6 +143,7 @@ mod tests {
             let x = from_host(values(0.7), tokens, width).unwrap();
             let y = from_host(values(0.3), tokens, width).unwrap();
             let weight: Vec<f32> = (0..width).map(|i| 1.0 + i as f32 * 0.01).collect();
+            let weight = Tensor::from_vec(weight, width, &Device::Cpu).unwrap();
             let (sum, normed) = add_rms_norm(&x, &y, &weight, 1e-6).unwrap();
             let expected = (&x + &y).unwrap();
             assert_eq!(*host(&sum).unwrap(), *host(&expected).unwrap());

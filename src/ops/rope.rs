@@ -2,12 +2,14 @@
 //!
 //! Pairs are neighbours (2i, 2i + 1), as DeepSeek's checkpoints store them.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
+use super::accelerator;
 use super::host::host;
 use super::lanes::Isa;
 use super::latent::LatentPool;
+use super::metadata::AttentionMetadata;
 use super::norm::{SERIAL_ELEMENTS, rms_norm_row};
 
 /// Cosines and sines of a step's positions: `[tokens, rope_dim / 2]` each.
@@ -35,6 +37,13 @@ impl Rotation {
         rope == 2 * self.pairs && self.cos.len() == tokens * self.pairs
     }
 
+    /// Cosines and sines as tensors of a device.
+    pub(super) fn on(&self, device: &Device) -> Result<(Tensor, Tensor)> {
+        let shape = (self.cos.len() / self.pairs.max(1), self.pairs);
+        let upload = |values: &[f32]| Tensor::from_slice(values, shape, device);
+        Ok((upload(&self.cos)?, upload(&self.sin)?))
+    }
+
     /// Rotates the pairs of one token.
     pub(super) fn rotate(&self, token: usize, pairs: &mut [f32]) {
         let row = token * self.pairs..(token + 1) * self.pairs;
@@ -51,19 +60,22 @@ impl Rotation {
 /// and writes both into the row's slot of the cache.
 pub fn store_latents(
     kv: &Tensor,
-    norm: &[f32],
+    norm: &Tensor,
     epsilon: f32,
-    rotation: &Rotation,
-    slots: &[u32],
+    metadata: &AttentionMetadata,
     (pool, layer): (&mut LatentPool, usize),
 ) -> Result<()> {
+    if let (Some(device), Some(metadata)) = (accelerator::of(kv), &metadata.on_device) {
+        return device.store_latents(kv, norm, epsilon, metadata, pool.on_device(layer)?);
+    }
+    let (rotation, slots, norm) = (&metadata.rotation, metadata.slots, &*host(norm)?);
     let (tokens, width) = kv.dims2()?;
     let latent = norm.len();
     if width != latent + 2 * rotation.pairs || slots.len() != tokens {
         bail!("{} slots and a latent of {latent} do not fit {tokens} rows of {width}", slots.len())
     }
     let kv = host(kv)?;
-    let (cache, isa) = (pool.slots(layer), Isa::best());
+    let (cache, isa) = (pool.slots(layer)?, Isa::best());
     let store = |latents: &mut Vec<f32>, (token, (row, &slot)): (usize, (&[f32], &u32))| {
         latents.resize(width, 0.0);
         rms_norm_row(isa, &row[..latent], norm, epsilon, &mut latents[..latent]);

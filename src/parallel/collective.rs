@@ -28,6 +28,9 @@ pub trait Collective: Send {
     /// Gets the parcel that the same rank of the stage before sent on.
     fn receive(&mut self) -> Result<Parcel, CollectiveError>;
 
+    /// Why no call can succeed any more, if a rank has failed: for who waits for something else than a call.
+    fn failure(&self) -> Option<CollectiveError>;
+
     /// Leaves because this rank failed: calls of the others end with this cause, unless an earlier
     /// failure is known already.
     fn abort(self: Box<Self>, cause: &str);
@@ -70,6 +73,10 @@ impl Collective for Alone {
 
     fn receive(&mut self) -> Result<Parcel, CollectiveError> {
         Err(CollectiveError::NoNeighbour { place: self.place() })
+    }
+
+    fn failure(&self) -> Option<CollectiveError> {
+        None
     }
 
     fn abort(self: Box<Self>, _: &str) {}

@@ -23,7 +23,7 @@ struct LocalRank {
 }
 
 /// Connects the ranks of a topology; their ends, stage by stage.
-pub fn connect(topology: Topology) -> Vec<Box<dyn Collective>> {
+pub(super) fn connect(topology: Topology) -> Vec<Box<dyn Collective>> {
     let Topology { stages, ranks_per_stage: ranks } = topology;
     let board = Board::default();
     // For each rank of a stage the ends towards the next stage, and those of the stage before.
@@ -96,6 +96,10 @@ impl Collective for LocalRank {
     fn receive(&mut self) -> Result<Parcel, CollectiveError> {
         let before = self.before.as_ref().ok_or_else(|| self.no_neighbour())?;
         before.recv().map_err(|_| self.closed())
+    }
+
+    fn failure(&self) -> Option<CollectiveError> {
+        self.board.get().cloned()
     }
 
     fn abort(self: Box<Self>, cause: &str) {
@@ -183,6 +187,16 @@ mod tests {
         assert_eq!(ends.iter().filter(|end| end.is_none()).count(), 1);
         assert!(ends.iter().flatten().all(|end| *end == failed), "{ends:?}");
         assert_eq!(failed.to_string(), "rank 2 of stage 1 failed: out of memory");
+    }
+
+    #[test]
+    fn who_waits_for_something_else_sees_that_a_rank_has_failed() {
+        let mut ends = connect(Topology { stages: 1, ranks_per_stage: 2 });
+        assert_eq!(ends[0].failure(), None);
+        let place = ends[1].place();
+        ends.remove(1).abort("no memory");
+        let failed = CollectiveError::Failed { place, cause: "no memory".into() };
+        assert_eq!(ends[0].failure(), Some(failed));
     }
 
     #[test]

@@ -124,7 +124,7 @@ fn agree(folder: &Path, prompts: Vec<Vec<u32>>) {
 
 fn prefill(model: &Model, tokens: &[u32]) -> Vec<f32> {
     let blocks = tokens.len().div_ceil(BLOCK_TOKENS);
-    let mut pool = model.cache(blocks);
+    let mut pool = model.cache(blocks).unwrap();
     let all = 0..tokens.len() as u32;
     let span = Span {
         first_row: 0,

@@ -28,6 +28,9 @@ pub use work::Bound;
 /// Why a benchmark ends early.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
+    /// The limits of other devices are not known.
+    #[error("bench measures models on the CPU, beside the processor's own limits")]
+    Device,
     /// The model has no such context.
     #[error("a context of {tokens} tokens is longer than the model's {context}")]
     TooLong { tokens: usize, context: usize },
@@ -49,6 +52,7 @@ impl BenchError {
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::Device => Some("leave `devices.kind` out".into()),
             Self::TooLong { .. } => Some("choose shorter `--prompt` or `--context`".into()),
             Self::Memory { .. } => Some("choose a smaller `--batch` or `--context`".into()),
             Self::Failed { .. } | Self::Peaks(_) => None,

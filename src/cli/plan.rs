@@ -9,7 +9,7 @@ use clap::Args;
 use super::exit::Exit;
 use super::{JobArgs, terminal};
 use crate::job::{BatchSpec, Job};
-use crate::ops::Held;
+use crate::ops::{DeviceKind, Held};
 use crate::parallel::Topology;
 use crate::pipeline::RunError;
 use crate::pipeline::plan::{LayoutPlan, PlanRequest, PlannedStep, plan as lay_out};
@@ -80,6 +80,7 @@ fn request(args: &PlanArgs) -> Result<PlanRequest, Exit> {
         None => PlanRequest {
             model_path: String::new(),
             base: PathBuf::from("."),
+            device: DeviceKind::Cpu,
             numerics: Held::F32.into(),
             topology: Topology::SINGLE,
             batch: BatchSpec::default(),

@@ -15,6 +15,7 @@ use super::setting::Setting;
 use super::written::line_of;
 use super::{BatchSpec, ErrorBudget, ExamplesSpec, Job, RunSpec};
 use crate::input::{DEFAULT_MAX_LINE_BYTES, FormatChoice, InputSpec, PromptColumns};
+use crate::ops;
 use crate::output::{Compression, Include, OutputSpec};
 use crate::parallel::Topology;
 use crate::prompt::{PromptSpec, TooLong};
@@ -52,12 +53,17 @@ pub(super) fn check(
     for (key, count) in [("devices.ranks", devices.ranks), ("devices.stages", devices.stages)] {
         report.expect((1..=MAX_RANKS).contains(&count), key, "expected 1 to 1024");
     }
-    report.expect(
-        devices.kind == DeviceKind::Cpu,
-        "devices.kind",
-        "this build of nightshift computes on the CPU only; use \"cpu\"",
-    );
-    check_compute(model.dtype, model.compute, &mut report);
+    let device = ops::DeviceKind::from(devices.kind);
+    if !device.is_built() {
+        let error = ops::DeviceError::NotBuilt;
+        report.problem("devices.kind", format!("{error}; {}", error.hint()));
+    }
+    match device {
+        ops::DeviceKind::Cpu => check_compute(model.dtype, model.compute, &mut report),
+        ops::DeviceKind::Cuda => {
+            check_cuda((model.dtype, model.compute, model.cache_dtype), &mut report);
+        }
+    }
     let sampling = sampling_spec(sampling);
     for problem in sampling.defaults().problems() {
         report.problem("sampling", problem);
@@ -107,6 +113,10 @@ pub(super) fn check(
     if model.cache_dtype != CacheDtype::default() {
         identity["model"]["cache_dtype"] = json!(model.cache_dtype);
     }
+    if device != ops::DeviceKind::default() {
+        // A GPU rounds and sums otherwise than the CPU.
+        identity["model"]["device"] = json!(devices.kind);
+    }
     // Written only where they say something: outputs of jobs without them stay the same job's.
     for (key, value) in [
         ("continuations", json!(input.continuations)),
@@ -125,6 +135,7 @@ pub(super) fn check(
         dtype: model.dtype,
         compute: model.compute,
         cache_dtype: model.cache_dtype,
+        device,
         threads: devices.threads,
         topology: Topology { stages: devices.stages, ranks_per_stage: devices.ranks },
         prompt: PromptSpec {
@@ -173,7 +184,7 @@ pub(super) fn check(
 
 fn check_compute(dtype: Dtype, compute: Compute, report: &mut Report) {
     report.expect(
-        crate::ops::Compute::from(compute).is_available(),
+        ops::Compute::from(compute).is_available(),
         "model.compute",
         "this processor has no BF16 dot products (AVX512-BF16), and no other has their rounding; use \"f32\"",
     );
@@ -184,7 +195,37 @@ fn check_compute(dtype: Dtype, compute: Compute, report: &mut Report) {
     );
 }
 
-impl From<Compute> for crate::ops::Compute {
+/// What CUDA has no kernels for.
+fn check_cuda((dtype, compute, cache): (Dtype, Compute, CacheDtype), report: &mut Report) {
+    report.expect(
+        dtype != Dtype::Int8,
+        "model.dtype",
+        "CUDA has no kernels for INT8 weights; use \"bf16\" or \"f32\"",
+    );
+    report.expect(
+        compute == Compute::F32,
+        "model.compute",
+        "chooses among the CPU's products; on CUDA activations are rounded to the weights' dtype: leave it out",
+    );
+    let (same, like_weights) = match dtype {
+        Dtype::F32 => {
+            (CacheDtype::F32, "CUDA's kernels take F32 latents with F32 weights; use \"f32\"")
+        }
+        _ => (CacheDtype::Bf16, "CUDA's kernels take BF16 latents with BF16 weights; use \"bf16\""),
+    };
+    report.expect(cache == same, "model.cache_dtype", like_weights);
+}
+
+impl From<DeviceKind> for ops::DeviceKind {
+    fn from(kind: DeviceKind) -> Self {
+        match kind {
+            DeviceKind::Cpu => Self::Cpu,
+            DeviceKind::Cuda => Self::Cuda,
+        }
+    }
+}
+
+impl From<Compute> for ops::Compute {
     fn from(compute: Compute) -> Self {
         match compute {
             Compute::F32 => Self::F32,
@@ -193,7 +234,7 @@ impl From<Compute> for crate::ops::Compute {
     }
 }
 
-impl From<CacheDtype> for crate::ops::CacheFormat {
+impl From<CacheDtype> for ops::CacheFormat {
     fn from(dtype: CacheDtype) -> Self {
         match dtype {
             CacheDtype::F32 => Self::F32,

@@ -90,7 +90,7 @@ pub enum CacheDtype {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct DevicesSection {
-    /// `cpu` or `cuda`.
+    /// `cpu`, or `cuda` in a build with the feature of that name: one GPU for each rank.
     pub(super) kind: DeviceKind,
     /// Compute threads; 0: all cores.
     pub(super) threads: usize,
@@ -108,7 +108,7 @@ impl Default for DevicesSection {
 }
 
 /// A kind of device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum DeviceKind {
     Cpu,

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use crate::eval::EvalSpec;
 use crate::input::InputSpec;
-use crate::ops::{Held, Numerics};
+use crate::ops::{DeviceKind, Held, Numerics};
 use crate::output::OutputSpec;
 use crate::parallel::Topology;
 use crate::prompt::PromptSpec;
@@ -40,6 +40,8 @@ pub struct Job {
     pub compute: Compute,
     /// How the latent cache holds what it keeps.
     pub cache_dtype: CacheDtype,
+    /// What it computes on.
+    pub device: DeviceKind,
     /// Compute threads; 0: all cores.
     pub threads: usize,
     /// Over which ranks the model is spread.
@@ -293,6 +295,35 @@ mod tests {
         }
         let wide = parse(LEAST, &["model.compute=bf16"]).unwrap_err();
         assert_eq!(wide[0].key, "model.compute");
+    }
+
+    #[test]
+    fn cuda_is_identity_and_a_program_without_it_says_how_to_get_it() {
+        match (parse(LEAST, &["devices.kind=cuda"]), DeviceKind::Cuda.is_built()) {
+            (Ok(job), true) => {
+                let cpu = parse(LEAST, &[]).unwrap();
+                assert_ne!(fingerprint(&job.identity), fingerprint(&cpu.identity));
+            }
+            (Err(problems), false) => {
+                assert_eq!(problems[0].key, "devices.kind");
+                assert!(problems[0].message.contains("--features cuda"), "{}", problems[0].message);
+            }
+            (found, built) => panic!("built for CUDA: {built}, found {found:?}"),
+        }
+    }
+
+    #[test]
+    fn what_cuda_has_no_kernels_for_is_refused() {
+        for (set, key) in [
+            (["model.dtype=int8", "model.cache_dtype=bf16"], "model.dtype"),
+            (["model.compute=bf16", "model.dtype=f32"], "model.compute"),
+            (["model.dtype=bf16", "model.cache_dtype=f32"], "model.cache_dtype"),
+            (["model.dtype=f32", "model.cache_dtype=bf16"], "model.cache_dtype"),
+        ] {
+            let problems = parse(LEAST, &[set[0], set[1], "devices.kind=cuda"]).unwrap_err();
+            let mut keys = problems.iter().map(|problem| problem.key.as_str());
+            assert!(keys.any(|found| found == key), "{set:?}: {problems:?}");
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use crate::bench::BenchError;
 use crate::engine::EngineError;
 use crate::input::InputError;
 use crate::model::ModelError;
+use crate::ops::DeviceError;
 use crate::output::OutputError;
 use crate::prompt::PromptError;
 use crate::sizing::LayoutError;
@@ -24,6 +25,8 @@ pub enum RunError {
     Prompt(#[from] PromptError),
     #[error(transparent)]
     Model(#[from] ModelError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     #[error(transparent)]
     Layout(#[from] LayoutError),
     #[error(transparent)]
@@ -58,6 +61,7 @@ impl RunError {
             Self::Input(error) => error.hint(),
             Self::Prompt(error) => error.hint(),
             Self::Model(error) => error.hint(),
+            Self::Device(error) => Some(error.hint().into()),
             Self::Layout(error) => error.hint(),
             Self::Engine(error) => error.hint(),
             Self::Output(error) => error.hint(),

@@ -31,6 +31,8 @@ use std::path::Path;
 use std::sync::mpsc::{channel, sync_channel};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use candle_core::Device;
+
 use self::commit::Tally;
 use self::progress::{Phase, Progress};
 use self::read::{Outlets, Task};
@@ -40,6 +42,7 @@ use crate::engine::{Engine, EngineSpec, EngineStats, Logprobs};
 use crate::input::Partition;
 use crate::job::Job;
 use crate::model::ModelParts;
+use crate::ops::{self, DeviceError, DeviceKind};
 use crate::output::{Output, Status};
 use crate::row::FailureCode;
 use crate::storage::Storage;
@@ -56,8 +59,10 @@ pub use verify::{Verification, verify};
 
 /// Partitions that are read ahead of the engine, beside those that it holds.
 const PARTITIONS_AHEAD: usize = 2;
-/// Share of free memory that `cache = "auto"` takes at most.
+/// The part of this machine's free memory that `cache = "auto"` takes at most: one of so many.
 const AUTO_CACHE_SHARE: u64 = 4;
+/// Of the memory that weights leave on a device, one of so many parts is for activations.
+const DEVICE_ACTIVATION_SHARE: u64 = 5;
 /// Free memory assumed where the system does not tell.
 const UNKNOWN_FREE: u64 = 4 << 30;
 
@@ -199,13 +204,14 @@ fn failed<'a>(
 }
 
 fn load(job: &Job, prepared: &Prepared, progress: &Progress) -> Result<Engine, RunError> {
-    plan::refuse_what_does_not_fit(job, &prepared.config)?;
-    let model = load_model(job, &prepared.model_folder, progress)?;
+    let devices = open_devices(job)?;
+    plan::refuse_what_does_not_fit(job, &devices, &prepared.config)?;
+    let model = load_model(job, &devices, &prepared.model_folder, progress)?;
     let spec = EngineSpec {
         threads: job.threads,
         max_sequences: job.batch.max_sequences,
         max_step_tokens: job.batch.max_step_tokens,
-        cache_bytes: job.batch.cache_bytes.unwrap_or_else(|| auto_cache(&model, job)),
+        cache_bytes: job.batch.cache_bytes.unwrap_or_else(|| auto_cache(&model, job, &devices)),
         share_prefixes: job.batch.share_prefixes,
         routed_experts: job.output.include.routed_experts,
         logprobs: Logprobs { chosen: job.output.include.logprobs, top: job.top_logprobs as usize },
@@ -213,16 +219,35 @@ fn load(job: &Job, prepared: &Prepared, progress: &Progress) -> Result<Engine, R
     Ok(Engine::new(model, prepared.text.clone(), spec)?)
 }
 
-fn load_model(job: &Job, folder: &Path, progress: &Progress) -> Result<ModelParts, RunError> {
+/// A device for each rank; the CPU is one for all.
+fn open_devices(job: &Job) -> Result<Vec<Device>, DeviceError> {
+    let count = if job.device == DeviceKind::Cpu { 1 } else { job.topology.ranks() };
+    (0..count).map(|index| job.device.open(index)).collect()
+}
+
+fn load_model(
+    job: &Job,
+    devices: &[Device],
+    folder: &Path,
+    progress: &Progress,
+) -> Result<ModelParts, RunError> {
     progress.enter(Phase::Loading);
-    Ok(ModelParts::load(folder, job.numerics(), job.topology, &|bytes, of| {
+    let numerics = job.numerics();
+    Ok(ModelParts::load_on(devices, folder, numerics, job.topology, &|bytes, of| {
         progress.load_bytes.store(bytes, std::sync::atomic::Ordering::Relaxed);
         progress.load_bytes_total.store(of, std::sync::atomic::Ordering::Relaxed);
     })?)
 }
 
-fn auto_cache(model: &ModelParts, job: &Job) -> u64 {
-    let share = memory::free_bytes().unwrap_or(UNKNOWN_FREE) / AUTO_CACHE_SHARE;
+fn auto_cache(model: &ModelParts, job: &Job, devices: &[Device]) -> u64 {
+    let share = match job.device {
+        DeviceKind::Cpu => memory::free_bytes().unwrap_or(UNKNOWN_FREE) / AUTO_CACHE_SHARE,
+        DeviceKind::Cuda => {
+            // The fullest device decides for all.
+            let free = devices.iter().filter_map(ops::free_bytes).min().unwrap_or(UNKNOWN_FREE);
+            (free - free / DEVICE_ACTIVATION_SHARE) * devices.len() as u64
+        }
+    };
     Engine::useful_cache_bytes(model, job.batch.max_sequences).min(share)
 }
 

@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use candle_core::Device;
 use serde::Serialize;
 
 use super::{RunError, memory};
 use crate::job::{BatchSpec, Job};
 use crate::model::{Config, ModelError};
-use crate::ops::{Held, Numerics};
+use crate::ops::{self, DeviceKind, Held, Numerics};
 use crate::parallel::Topology;
 use crate::sizing::{
     Demand, Estimate, Format, Hardware, Layout, LayoutError, Memory, RankMemory, StepTime, fit,
@@ -24,13 +25,15 @@ pub struct PlanRequest {
     pub model_path: String,
     /// The folder that the path is relative to.
     pub base: PathBuf,
-    /// How weights and cache are held on the CPU.
+    /// What the job computes on, and how it holds weights and cache there.
+    pub device: DeviceKind,
+    /// See `device`.
     pub numerics: Numerics,
     /// Over which ranks.
     pub topology: Topology,
     /// How rows are batched.
     pub batch: BatchSpec,
-    /// Devices that are planned for; none: this machine.
+    /// Devices that are planned for; none: what the job computes on.
     pub hardware: Option<Hardware>,
     /// Mean tokens of a running sequence, prompt and completion.
     pub context: usize,
@@ -104,6 +107,7 @@ impl PlanRequest {
         Self {
             model_path: job.model_path.clone(),
             base: job.base.clone(),
+            device: job.device,
             numerics: job.numerics(),
             topology: job.topology,
             batch: job.batch,
@@ -117,13 +121,15 @@ impl PlanRequest {
     }
 
     fn format(&self) -> Format {
-        self.hardware.map_or_else(|| cpu_format(self.numerics), |_| Format::BF16)
+        self.hardware.map_or_else(|| format(self.device, self.numerics), |_| Format::BF16)
     }
 
     fn memory(&self) -> Option<Memory> {
         match &self.hardware {
             Some(hardware) => Some(Memory::Each(hardware.card.memory_bytes)),
-            None => memory::free_bytes().map(Memory::Shared),
+            None if self.device == DeviceKind::Cpu => memory::free_bytes().map(Memory::Shared),
+            // Devices are opened by a run only.
+            None => None,
         }
     }
 
@@ -136,12 +142,21 @@ impl PlanRequest {
     }
 }
 
-/// Refuses a layout of a job that this machine cannot hold, where it is known what that is.
-pub(super) fn refuse_what_does_not_fit(job: &Job, config: &Config) -> Result<(), RunError> {
+/// Refuses a layout of a job that this machine, or one of its devices, cannot hold, where it is known what
+/// that is.
+pub(super) fn refuse_what_does_not_fit(
+    job: &Job,
+    devices: &[Device],
+    config: &Config,
+) -> Result<(), RunError> {
     config.accept(job.topology)?;
-    if let Some(bytes) = memory::free_bytes() {
-        let held = (cpu_format(job.numerics()), demand(&job.batch));
-        fit(config, job.topology, held, Memory::Shared(bytes), |_| true)?;
+    let memory = match job.device {
+        DeviceKind::Cpu => memory::free_bytes().map(Memory::Shared),
+        DeviceKind::Cuda => devices.iter().filter_map(ops::free_bytes).min().map(Memory::Each),
+    };
+    if let Some(memory) = memory {
+        let held = (format(job.device, job.numerics()), demand(&job.batch));
+        fit(config, job.topology, held, memory, |_| true)?;
     }
     Ok(())
 }
@@ -228,14 +243,16 @@ fn demand(batch: &BatchSpec) -> Demand {
     Demand { max_sequences, max_step_tokens, cache_bytes }
 }
 
-fn cpu_format(numerics: Numerics) -> Format {
+fn format(device: DeviceKind, numerics: Numerics) -> Format {
     let weight_bytes = match numerics.held {
         Held::F32 => 4,
         Held::Bf16 => 2,
         // Scales, and the tables that stay BF16, add less than a tenth.
         Held::Int8 => 1,
     };
-    Format::cpu(weight_bytes, numerics.cache)
+    let cpu = Format::cpu(weight_bytes, numerics.cache);
+    // A device takes keys as they are.
+    Format { transposed_keys: device == DeviceKind::Cpu, ..cpu }
 }
 
 /// A model's name and config; its weights need not be there.

@@ -9,6 +9,7 @@ use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Float32Type, Int32Type, Int64Type};
 use arrow::record_batch::RecordBatchReader;
 use nightshift::model::Config;
+use nightshift::ops::DeviceKind;
 use nightshift::output::content_checksum;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde_json::{Value, json};
@@ -630,7 +631,6 @@ fn job_errors_say_what_where_and_how_to_mend_it() {
         (good.replace("'messages'", "'mesages'"), 1, "did you mean `messages`?"),
         (good.replace(&tiny(), "nowhere"), 1, "config.json"),
         (good.replace("paths", "pahts"), 2, "did you mean `paths`?"),
-        (good + "[devices]\nkind = 'cuda'\n", 2, "CPU"),
     ] {
         bench.write_job(&job);
         let run = bench.run(&[]);
@@ -638,4 +638,16 @@ fn job_errors_say_what_where_and_how_to_mend_it() {
         assert_eq!(run.status.code(), Some(code), "{found}");
         assert!(found.contains(words) && found.contains("hint:"), "{found}");
     }
+}
+
+#[test]
+fn a_job_for_cuda_says_what_is_missing_for_it() {
+    let Err(missing) = DeviceKind::Cuda.open(0) else { return eprintln!("skipped: CUDA is there") };
+    let bench =
+        Bench::new(&chat_rows(1), &chat_job("[output]\npath = 'out'\n[devices]\nkind = 'cuda'\n"));
+    let run = bench.run(&[]);
+    let found = String::from_utf8_lossy(&run.stderr).into_owned();
+    let code = if DeviceKind::Cuda.is_built() { 1 } else { 2 };
+    assert_eq!(run.status.code(), Some(code), "{found}");
+    assert!(found.contains(&missing.to_string()) && found.contains(missing.hint()), "{found}");
 }

@@ -10,6 +10,7 @@ mod faults;
 mod goldens;
 mod input;
 mod job;
+mod kernels;
 mod oracle;
 mod output;
 mod published;

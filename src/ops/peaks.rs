@@ -138,7 +138,10 @@ unsafe fn chains<L: Lanes, const N: usize>(rounds: usize) {
         let (factor, addend) = (L::splat(factors[0]), L::splat(factors[1]));
         let mut sums: [L; N] = std::array::from_fn(|i| L::splat(i as f32));
         for _ in 0..rounds {
-            sums = sums.map(|sum| sum.mul_add(factor, addend));
+            // A loop and no `map`: its closure need not be compiled for the instruction set and into this loop.
+            for sum in &mut sums {
+                *sum = sum.mul_add(factor, addend);
+            }
         }
         for (sum, out) in sums.into_iter().zip(&mut out) {
             sum.store(out.as_mut_ptr());

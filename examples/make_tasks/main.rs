@@ -1,10 +1,10 @@
 //! Writes the tiny model's questions, with their answers, as JSONL to standard output: endless for training,
-//! disjoint for evaluation.
+//! disjoint for validation and evaluation.
 //!
 //! `cargo run --release --example make_tasks -- --split eval --seed 1 --count 1000 [--family sort] [--needle-tokens 2048]`
 //!
-//! A question belongs to the evaluation if the hash of what it asks for (its numbers, its words: not how it is
-//! phrased) says so, and to training otherwise: the two never overlap, whatever the seeds.
+//! A question belongs to the evaluation or the validation if the hash of what it asks for (its numbers, its words:
+//! not how it is phrased) says so, and to training otherwise: they never overlap, whatever the seeds.
 
 #![allow(clippy::print_stdout)]
 
@@ -23,6 +23,8 @@ use serde_json::json;
 
 /// A question, its answer, and what makes it the same question as another.
 struct Task {
+    /// What was asked and answered before, in one conversation.
+    earlier: Vec<(String, String)>,
     question: String,
     /// What the model shall say.
     answer: String,
@@ -34,6 +36,8 @@ struct Task {
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Split {
     Train,
+    /// What is looked at while training, so that nobody chooses by the evaluation.
+    Valid,
     Eval,
 }
 
@@ -49,16 +53,16 @@ enum Family {
 
 /// How often training meets each family, out of 100.
 const MIX: [(Family, u32); 6] = [
-    (Family::Arithmetic, 25),
-    (Family::Sort, 18),
-    (Family::Words, 22),
-    (Family::Story, 20),
-    (Family::Needle, 7),
-    (Family::Json, 8),
+    (Family::Arithmetic, 22),
+    (Family::Sort, 24),
+    (Family::Words, 18),
+    (Family::Story, 18),
+    (Family::Needle, 12),
+    (Family::Json, 6),
 ];
 
-/// One question in so many is kept for the evaluation.
-const EVAL_SHARE: u64 = 16;
+/// One question in so many belongs to the evaluation, and another one to the validation.
+const PARTS: u64 = 16;
 
 #[derive(Parser)]
 struct Arguments {
@@ -87,13 +91,22 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let row = json!({
             "id": format!("{name}-{}-{index}", arguments.seed),
             "family": name,
-            "messages": [{ "role": "user", "content": task.question }],
+            "messages": messages(&task),
             "answer": task.answer,
             "reference": task.reference,
         });
         writeln!(out, "{row}")?;
     }
     Ok(out.flush()?)
+}
+
+fn messages(task: &Task) -> Vec<serde_json::Value> {
+    let said = |role: &str, content: &str| json!({ "role": role, "content": content });
+    let earlier = task.earlier.iter();
+    earlier
+        .flat_map(|(question, answer)| [said("user", question), said("assistant", answer)])
+        .chain([said("user", &task.question)])
+        .collect()
 }
 
 fn mixed(random: &mut Random) -> Family {
@@ -109,18 +122,26 @@ fn mixed(random: &mut Random) -> Family {
 
 /// Draws until a question of the wanted split comes.
 fn task(family: Family, arguments: &Arguments, random: &mut Random) -> Task {
+    let drill = arguments.split == Split::Train;
     loop {
         let task = match family {
             Family::Arithmetic => numbers::arithmetic(random),
-            Family::Sort => numbers::order(random),
-            Family::Words => words::task(random, arguments.split == Split::Train),
+            Family::Sort => numbers::order(random, drill),
+            Family::Words => words::task(random, drill),
             Family::Story => stories::task(random),
-            Family::Needle => retrieval::task(random, arguments.needle_tokens),
+            Family::Needle => retrieval::task(random, arguments.needle_tokens, drill),
             Family::Json => records::task(random),
         };
-        let held_out = random::hash(&task.key).is_multiple_of(EVAL_SHARE);
-        if held_out == (arguments.split == Split::Eval) {
+        if split(&task.key) == arguments.split {
             return task;
         }
+    }
+}
+
+fn split(key: &str) -> Split {
+    match random::hash(key) % PARTS {
+        0 => Split::Eval,
+        1 => Split::Valid,
+        _ => Split::Train,
     }
 }

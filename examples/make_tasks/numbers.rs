@@ -18,6 +18,7 @@ fn sum(a: usize, b: usize, random: &mut Random) -> Task {
     };
     let result = a + b;
     Task {
+        earlier: Vec::new(),
         question,
         answer: format!("{a} + {b} = {result}"),
         reference: result.to_string(),
@@ -37,6 +38,7 @@ fn difference(a: usize, b: usize, random: &mut Random) -> Task {
     };
     let result = a as i64 - b as i64;
     Task {
+        earlier: Vec::new(),
         question,
         answer: format!("{a} - {b} = {result}"),
         reference: result.to_string(),
@@ -44,8 +46,34 @@ fn difference(a: usize, b: usize, random: &mut Random) -> Task {
     }
 }
 
-pub(crate) fn order(random: &mut Random) -> Task {
-    if random.chance(35) { compare(random) } else { sort(random) }
+/// Lists have 2 to 6 numbers. With `drill` some are longer, and some are only to be repeated: they teach to keep
+/// the digits of a number together.
+pub(crate) fn order(random: &mut Random, drill: bool) -> Task {
+    match random.below(100) {
+        0..20 if drill => repeat(random),
+        0..40 => compare(random),
+        _ => sort(random, drill),
+    }
+}
+
+fn repeat(random: &mut Random) -> Task {
+    let count = random.between(3, 16);
+    let mut numbers = distinct(count, random);
+    let question = listed(&numbers);
+    let backwards = random.chance(50);
+    if backwards {
+        numbers.reverse();
+    }
+    let verb = if backwards { "Reverse" } else { "Repeat" };
+    let answer = joined(&numbers);
+    let key = format!("{verb} {answer}");
+    Task {
+        earlier: Vec::new(),
+        question: format!("{verb} {question}."),
+        reference: answer.clone(),
+        answer,
+        key,
+    }
 }
 
 /// `count` numbers that all differ; like ones come often, since they are the hard ones.
@@ -77,11 +105,18 @@ fn compare(random: &mut Random) -> Task {
         let word = if larger { "largest" } else { "smallest" };
         format!("Which is the {word} of {}?", listed(&numbers))
     };
-    Task { question, answer: best.clone(), reference: best, key: key("best", &numbers, larger) }
+    Task {
+        earlier: Vec::new(),
+        question,
+        answer: best.clone(),
+        reference: best,
+        key: key("best", &numbers, larger),
+    }
 }
 
-fn sort(random: &mut Random) -> Task {
-    let count = random.between(3, 6);
+fn sort(random: &mut Random, drill: bool) -> Task {
+    let long = drill && random.chance(25);
+    let count = if long { random.between(7, 10) } else { random.between(3, 6) };
     let numbers = distinct(count, random);
     let descending = random.chance(35);
     let mut sorted = numbers.clone();
@@ -94,6 +129,7 @@ fn sort(random: &mut Random) -> Task {
     };
     let answer = joined(&sorted);
     Task {
+        earlier: Vec::new(),
         question,
         answer: answer.clone(),
         reference: answer,

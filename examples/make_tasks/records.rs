@@ -10,7 +10,13 @@ pub(crate) fn task(random: &mut Random) -> Task {
     let fields = if random.chance(50) { person(random) } else { thing(random) };
     let answer = written(&fields);
     let (question, keys) = if random.chance(50) { named(&fields) } else { told(&fields) };
-    Task { question, reference: answer.clone(), key: format!("{keys} {answer}"), answer }
+    Task {
+        earlier: Vec::new(),
+        question,
+        reference: answer.clone(),
+        key: format!("{keys} {answer}"),
+        answer,
+    }
 }
 
 type Fields = Map<String, Value>;

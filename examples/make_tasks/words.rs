@@ -63,6 +63,7 @@ pub(crate) fn task(random: &mut Random, drill: bool) -> Task {
     };
     let text = words.join(" ");
     Task {
+        earlier: Vec::new(),
         question: format!("{verb}: {text}"),
         reference: answer.clone(),
         answer,
@@ -81,6 +82,7 @@ fn occurrences(mut words: Vec<String>, random: &mut Random) -> Task {
     let text = words.join(" ");
     let count = words.iter().filter(|word| **word == wanted).count().to_string();
     Task {
+        earlier: Vec::new(),
         question: format!("How many times does the word {wanted} come here: {text}"),
         answer: count.clone(),
         reference: count,

@@ -23,7 +23,7 @@ CONFIG = {
     "q_lora_rank": 96,
     "kv_lora_rank": 64,
     "qk_nope_head_dim": 32,
-    "qk_rope_head_dim": 16,
+    "qk_rope_head_dim": 32,
     "v_head_dim": 32,
     "n_routed_experts": 8,
     "num_experts_per_tok": 2,

@@ -53,7 +53,7 @@ def train(rank, options):
         longest = next(tokens for share, tokens in LENGTHS if step < share * options.steps)
         rows = data.questions("train", 1 + chunk, CHUNK, longest)
         order = torch.Generator().manual_seed(chunk)
-        groups = data.groups(encoder.pairs(rows), options.tokens // GROUPS, order)
+        groups = data.groups(encoder.conversations(rows), options.tokens // GROUPS, order)
         for first in range(0, len(groups) - GROUPS + 1, GROUPS):
             batch = groups[first : first + GROUPS]
             loss, routes = update(model, optimizers, learning_rate(step, options), batch)
@@ -152,15 +152,15 @@ def sum_up(model, loss, counts):
 
 @torch.no_grad()
 def report(model, encoder, longest, count):
-    """Greedy accuracy on held-out questions: an answer is right if every token of it is the most probable one.
+    """Greedy accuracy on questions of the validation: an answer is right if every token of it is the most probable one.
 
     Each process scores some of them.
     """
     rank, processes = dist.get_rank(), dist.get_world_size()
     right = torch.zeros(len(FAMILIES))
     for family, name in enumerate(FAMILIES):
-        pairs = encoder.pairs(data.questions("eval", 7, count, longest, name))
-        for group in data.groups(pairs, 4_096, torch.Generator().manual_seed(0))[rank::processes]:
+        rows = encoder.conversations(data.questions("valid", 7, count, longest, name))
+        for group in data.groups(rows, 4_096, torch.Generator().manual_seed(0))[rank::processes]:
             tokens, shapes, targets, wanted = data.flat([group])
             logits, _, _ = model(tokens, shapes, wanted)
             hit = torch.ones_like(wanted)
@@ -171,7 +171,7 @@ def report(model, encoder, longest, count):
 
 
 def scores_line(scores):
-    return "held out: " + "  ".join(f"{name} {score:.3f}" for name, score in scores.items())
+    return "validation: " + "  ".join(f"{name} {score:.3f}" for name, score in scores.items())
 
 
 def save(folder, model, optimizers, step, chunk):

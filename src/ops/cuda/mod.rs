@@ -22,14 +22,19 @@ pub(super) struct Cuda;
 
 /// Opens a device with a stream of its own.
 pub(super) fn open(index: usize) -> std::result::Result<Device, String> {
-    let device = Device::new_cuda_with_stream(index).map_err(|error| error.to_string())?;
+    let device = Device::new_cuda_with_stream(index).map_err(described)?;
     // The pool keeps what is freed: a step frees what the next one asks for again.
     if let Ok(cuda) = device.as_cuda_device() {
         // SAFETY: this program uses no second stream on the device, so that order replaces events.
         unsafe { cuda.disable_event_tracking() };
-        launch::keep_freed_memory(cuda).map_err(|error| error.to_string())?;
+        launch::keep_freed_memory(cuda).map_err(described)?;
     }
     Ok(device)
+}
+
+/// An error in one line: candle appends a backtrace where those are on.
+fn described(error: candle_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 /// Bytes of a device's memory that are free.

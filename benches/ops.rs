@@ -195,7 +195,7 @@ fn attention_decode(criterion: &mut Criterion) {
             count: 1,
             first_position: context - 1,
             form: Form::Generated,
-            blocks,
+            blocks: blocks.into(),
         };
         let spans: Vec<Span> = blocks.into_iter().enumerate().map(span).collect();
         let metadata = metadata(&positions, &[], &spans);
@@ -230,7 +230,7 @@ fn attention_prefill(criterion: &mut Criterion) {
             count: tokens,
             first_position: 0,
             form: Form::Prompt,
-            blocks: blocks.swap_remove(0),
+            blocks: blocks.swap_remove(0).into(),
         }];
         let metadata = metadata(&positions, &[], &spans);
         let q = tensor((tokens, count * head_width));

@@ -196,6 +196,7 @@ impl Engine {
             rank: 0,
             once_cached: 0,
             blocks: Vec::new(),
+            table: Arc::default(),
             hashes: Vec::new(),
             generated: Generated::default(),
             watch: StopWatch::new(&self.text, &prompt.sampling),

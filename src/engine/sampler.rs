@@ -1,5 +1,6 @@
 //! From logits to a token: penalties, temperature, truncation, one draw, log-probabilities.
 
+use std::cell::RefCell;
 use std::cmp::Ordering;
 
 use super::draw::Draw;
@@ -63,17 +64,33 @@ pub(super) enum NoChoice {
     Engine(String),
 }
 
+/// What a choice needs as wide as the vocabulary; kept from call to call.
+#[derive(Default)]
+struct Scratch {
+    scores: Vec<f32>,
+    weights: Vec<f32>,
+    ids: Vec<u32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
 /// Chooses a token, or scores the given one.
 ///
 /// Log-probabilities are those of the model itself, before penalties, temperature and truncation.
 pub(super) fn choose(logits: &[f32], choice: &Choice) -> Result<Chosen, NoChoice> {
+    SCRATCH.with_borrow_mut(|scratch| choose_with(scratch, logits, choice))
+}
+
+fn choose_with(scratch: &mut Scratch, logits: &[f32], choice: &Choice) -> Result<Chosen, NoChoice> {
     let Largest { index: best, all_finite } = ops::largest(logits);
     if !all_finite {
         return Err(NoChoice::NotNumbers);
     }
     let token = match choice.given {
         Some(token) => token,
-        None => pick_token(logits, best, choice)?,
+        None => pick_token(scratch, logits, best, choice)?,
     };
     let Logprobs { chosen, top } = choice.logprobs;
     if !chosen && top == 0 && choice.given.is_none() {
@@ -82,44 +99,51 @@ pub(super) fn choose(logits: &[f32], choice: &Choice) -> Result<Chosen, NoChoice
     let largest = logits[best];
     let log_sum = ops::exponentials(logits, largest, 1.0, &mut []).ln();
     let logprob = |id: u32| (f64::from(logits[id as usize] - largest) - log_sum) as f32;
-    let top = most_probable(logits, top)
-        .into_iter()
-        .map(|token_id| TokenLogprob { token_id, logprob: logprob(token_id) });
+    most_probable(logits, top, &mut scratch.ids);
+    let top = scratch.ids.iter();
+    let top = top.map(|&token_id| TokenLogprob { token_id, logprob: logprob(token_id) });
     let beside = choice.beside.iter().map(|ids| logprob(ids[0])).collect();
     Ok(Chosen { token, logprob: logprob(token), top: top.collect(), beside })
 }
 
 /// The token that the sampling settings choose; `best` is the index of the largest logit.
-fn pick_token(logits: &[f32], best: usize, choice: &Choice) -> Result<u32, NoChoice> {
-    let mut adjusted = None;
+fn pick_token(
+    scratch: &mut Scratch,
+    logits: &[f32],
+    best: usize,
+    choice: &Choice,
+) -> Result<u32, NoChoice> {
+    let Scratch { scores, weights, ids } = scratch;
     let sampling = choice.sampling;
     let penalised = sampling.repetition_penalty != 1.0
         || sampling.presence_penalty != 0.0
         || sampling.frequency_penalty != 0.0;
     let limited = !choice.forbidden.is_empty() || choice.allowed.is_some();
-    if penalised || limited || !sampling.logit_bias.is_empty() {
-        adjusted = Some(adjust(logits, choice));
-    }
-    let scores = adjusted.as_deref().unwrap_or(logits);
-    let best = adjusted.as_ref().map_or(best, |scores| ops::largest(scores).index);
+    let (scores, best) = match penalised || limited || !sampling.logit_bias.is_empty() {
+        false => (logits, best),
+        true => {
+            adjust(logits, choice, (scores, ids));
+            (&scores[..], ops::largest(scores).index)
+        }
+    };
     if scores[best] == f32::NEG_INFINITY {
         return Err(NoChoice::NothingAllowed);
     }
     Ok(match sampling.temperature {
         0.0 => best as u32,
-        _ => sample(scores, scores[best], sampling, choice.draw),
+        _ => sample(scores, scores[best], (sampling, choice.draw), (weights, ids)),
     })
 }
 
-/// Applies penalties and bias and takes away what may not be chosen.
-fn adjust(logits: &[f32], choice: &Choice) -> Vec<f32> {
+/// Applies penalties and bias and takes away what may not be chosen: leaves the result in `scores`.
+fn adjust(logits: &[f32], choice: &Choice, (scores, ids): (&mut Vec<f32>, &mut Vec<u32>)) {
     let sampling = choice.sampling;
-    let mut scores = logits.to_vec();
+    scores.clear();
+    scores.extend_from_slice(logits);
     if sampling.repetition_penalty != 1.0 {
-        let mut seen = choice.tokens.to_vec();
-        seen.sort_unstable();
-        seen.dedup();
-        for id in seen {
+        sorted(choice.tokens, ids);
+        ids.dedup();
+        for &id in &*ids {
             let score = &mut scores[id as usize];
             *score = if *score > 0.0 {
                 *score / sampling.repetition_penalty
@@ -128,9 +152,8 @@ fn adjust(logits: &[f32], choice: &Choice) -> Vec<f32> {
             };
         }
     }
-    let mut generated = choice.tokens[choice.prompt_tokens..].to_vec();
-    generated.sort_unstable();
-    for run in generated.chunk_by(|a, b| a == b) {
+    sorted(&choice.tokens[choice.prompt_tokens..], ids);
+    for run in ids.chunk_by(|a, b| a == b) {
         scores[run[0] as usize] -=
             sampling.presence_penalty + sampling.frequency_penalty * run.len() as f32;
     }
@@ -140,26 +163,30 @@ fn adjust(logits: &[f32], choice: &Choice) -> Vec<f32> {
         }
     }
     if let Some(mask) = choice.allowed {
-        mask.apply(&mut scores);
+        mask.apply(scores);
     }
     for &id in choice.forbidden {
         if let Some(score) = scores.get_mut(id as usize) {
             *score = f32::NEG_INFINITY;
         }
     }
-    scores
 }
 
-/// Ids of the `count` largest scores, best first, the lower id on a tie.
-fn most_probable(scores: &[f32], count: usize) -> Vec<u32> {
-    let mut ids: Vec<u32> = match count {
-        0 => return Vec::new(),
-        _ => (0..scores.len() as u32).collect(),
-    };
-    bring_forward(&mut ids, scores, count);
-    ids.truncate(count);
-    ids.sort_unstable_by(better(scores));
-    ids
+fn sorted(tokens: &[u32], ids: &mut Vec<u32>) {
+    ids.clear();
+    ids.extend_from_slice(tokens);
+    ids.sort_unstable();
+}
+
+/// Leaves in `ids` those of the `count` largest scores, best first, the lower id on a tie.
+fn most_probable(scores: &[f32], count: usize, ids: &mut Vec<u32>) {
+    ids.clear();
+    if count > 0 {
+        ids.extend(0..scores.len() as u32);
+        bring_forward(ids, scores, count);
+        ids.truncate(count);
+        ids.sort_unstable_by(better(scores));
+    }
 }
 
 /// Orders ids by score, best first, the lower id on a tie.
@@ -175,9 +202,14 @@ fn bring_forward(ids: &mut [u32], scores: &[f32], count: usize) {
 }
 
 /// Draws from the tempered and truncated distribution; `largest` is the largest score.
-fn sample(scores: &[f32], largest: f32, sampling: &Sampling, draw: Draw) -> u32 {
-    let mut weights = vec![0.0f32; scores.len()];
-    let total = ops::exponentials(scores, largest, 1.0 / sampling.temperature, &mut weights);
+fn sample(
+    scores: &[f32],
+    largest: f32,
+    (sampling, draw): (&Sampling, Draw),
+    (weights, ids): (&mut Vec<f32>, &mut Vec<u32>),
+) -> u32 {
+    weights.resize(scores.len(), 0.0);
+    let total = ops::exponentials(scores, largest, 1.0 / sampling.temperature, weights);
     let whole = sampling.top_k == 0 && sampling.top_p >= 1.0 && sampling.min_p == 0.0;
     if whole {
         return pick(
@@ -185,7 +217,7 @@ fn sample(scores: &[f32], largest: f32, sampling: &Sampling, draw: Draw) -> u32 
             total * draw.uniform(),
         );
     }
-    let mut ids = candidates(&weights, total, sampling);
+    candidates(weights, total, sampling, ids);
     // The most probable token has weight 1.
     let kept = ids.iter().take_while(|&&id| weights[id as usize] >= sampling.min_p).count();
     ids.truncate(kept.max(1));
@@ -193,33 +225,33 @@ fn sample(scores: &[f32], largest: f32, sampling: &Sampling, draw: Draw) -> u32 
     pick(ids.iter().map(|&id| (id, weights[id as usize])), total * draw.uniform())
 }
 
-/// What top-k and top-p leave, best first. No more is sorted than is left.
-fn candidates(weights: &[f32], total: f64, sampling: &Sampling) -> Vec<u32> {
+/// Leaves in `ids` what top-k and top-p allow, best first. No more is sorted than is left.
+fn candidates(weights: &[f32], total: f64, sampling: &Sampling, ids: &mut Vec<u32>) {
     let top_p = f64::from(sampling.top_p);
     match sampling.top_k as usize {
-        0 if top_p < 1.0 => reaching(weights, total * top_p),
+        0 if top_p < 1.0 => reaching(weights, total * top_p, ids),
         0 => {
             let possible =
                 |&id: &u32| weights[id as usize] > 0.0 && weights[id as usize] >= sampling.min_p;
-            let mut ids: Vec<u32> = (0..weights.len() as u32).filter(possible).collect();
+            ids.clear();
+            ids.extend((0..weights.len() as u32).filter(possible));
             ids.sort_unstable_by(better(weights));
-            ids
         }
         k => {
-            let mut ids = most_probable(weights, k.min(weights.len()));
+            most_probable(weights, k.min(weights.len()), ids);
             let mass: f64 = ids.iter().map(|&id| f64::from(weights[id as usize])).sum();
-            ids.truncate(nucleus(&ids, weights, mass * top_p));
-            ids
+            ids.truncate(nucleus(ids, weights, mass * top_p));
         }
     }
 }
 
-/// The fewest most probable ids that reach `mass` together, best first.
-fn reaching(weights: &[f32], mass: f64) -> Vec<u32> {
-    let mut ids: Vec<u32> = (0..weights.len() as u32).collect();
+/// Leaves in `ids` the fewest most probable ones that reach `mass` together, best first.
+fn reaching(weights: &[f32], mass: f64, ids: &mut Vec<u32>) {
+    ids.clear();
+    ids.extend(0..weights.len() as u32);
     let mut count = FIRST_CANDIDATES;
     loop {
-        bring_forward(&mut ids, weights, count);
+        bring_forward(ids, weights, count);
         let first = &ids[..count.min(ids.len())];
         let sum: f64 = first.iter().map(|&id| f64::from(weights[id as usize])).sum();
         if sum >= mass || count >= ids.len() {
@@ -229,8 +261,7 @@ fn reaching(weights: &[f32], mass: f64) -> Vec<u32> {
     }
     ids.truncate(count);
     ids.sort_unstable_by(better(weights));
-    ids.truncate(nucleus(&ids, weights, mass));
-    ids
+    ids.truncate(nucleus(ids, weights, mass));
 }
 
 /// How many of the most probable ids reach `mass` together.
@@ -321,10 +352,12 @@ mod tests {
         let weights: Vec<f32> =
             (0..5000).map(|i| ((i * 37 % 5000) as f32 * -0.002).exp()).collect();
         let total: f64 = weights.iter().map(|&w| f64::from(w)).sum();
-        let sorted = most_probable(&weights, weights.len());
+        let (mut sorted, mut found) = (Vec::new(), Vec::new());
+        most_probable(&weights, weights.len(), &mut sorted);
         for top_p in [0.01, 0.3, 0.9, 0.999] {
             let expected = &sorted[..nucleus(&sorted, &weights, total * top_p)];
-            assert_eq!(reaching(&weights, total * top_p), expected, "{top_p}");
+            reaching(&weights, total * top_p, &mut found);
+            assert_eq!(found, expected, "{top_p}");
         }
     }
 

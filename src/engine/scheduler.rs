@@ -210,6 +210,9 @@ impl Scheduler {
             return false;
         }
         sequence.blocks.extend((0..wanted).map_while(|_| blocks.take()));
+        if wanted > 0 {
+            sequence.table = sequence.blocks.as_slice().into();
+        }
         true
     }
 
@@ -287,7 +290,7 @@ fn add_tokens(step: &mut Step, sequence: &Sequence, count: usize) {
             count: range.len(),
             first_position: range.start,
             form,
-            blocks: sequence.blocks[..range.end.div_ceil(BLOCK_TOKENS)].to_vec(),
+            blocks: sequence.table.clone(),
         });
         step.tokens.extend_from_slice(&sequence.tokens[range.clone()]);
         step.positions.extend(range.clone().map(|position| position as u32));

@@ -1,5 +1,6 @@
 //! One sample on its way: its tokens, its blocks, its clock.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::blocks::PrefixHash;
@@ -19,6 +20,8 @@ pub(super) struct Sequence {
     pub(super) rank: usize,
     /// Blocks that hold them, in order.
     pub(super) blocks: Vec<u32>,
+    /// The same, as steps share them.
+    pub(super) table: Arc<[u32]>,
     /// Names of the prompt's full blocks that may be shared.
     pub(super) hashes: Vec<PrefixHash>,
     /// What was generated, beside the ids in `tokens`.

@@ -8,6 +8,7 @@
 //! Source: DeepSeek-V2 (arXiv:2405.04434) §2.1 and appendix C.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
@@ -118,6 +119,14 @@ impl HeadWeights {
         }
     }
 
+    fn fits(&self, heads: Heads) -> bool {
+        let shape = |matrix: &Matrix| (matrix.outputs(), matrix.inputs());
+        let Heads { nope, value, latent, .. } = heads;
+        shape(&self.key) == (nope, latent)
+            && shape(&self.key_transposed) == (latent, nope)
+            && shape(&self.value) == (value, latent)
+    }
+
     fn bytes(&self) -> usize {
         self.key.bytes() + self.key_transposed.bytes() + self.value.bytes()
     }
@@ -143,8 +152,8 @@ pub struct Span {
     pub first_position: usize,
     /// How they attend.
     pub form: Form,
-    /// The sequence's blocks, as far as its positions need them.
-    pub blocks: Vec<u32>,
+    /// The sequence's blocks, at least as far as its positions need them; shared, since steps have them anew.
+    pub blocks: Arc<[u32]>,
 }
 
 /// What one task needs; kept from call to call, so that a token costs no allocation.
@@ -183,8 +192,15 @@ pub fn attend(
     if !rotation.fits(tokens, rope) {
         bail!("a rotation does not fit {tokens} queries with {rope} rotated elements")
     }
+    if cache.0.stride() < heads.latent + rope {
+        bail!("a cache of {} does not hold {} + {rope}", cache.0.stride(), heads.latent)
+    }
     let weights = match (weights, accelerator::of(q), on_device) {
-        (KeyValueWeights::Host(weights), None, None) if weights.len() == count => weights,
+        (KeyValueWeights::Host(weights), None, None)
+            if weights.len() == count && weights.iter().all(|head| head.fits(heads)) =>
+        {
+            weights
+        }
         (KeyValueWeights::Device(weight), Some(device), Some(metadata)) => {
             return device.attend(q, heads, weight, metadata, cache.0.on_device(cache.1)?);
         }

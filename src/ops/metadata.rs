@@ -29,6 +29,8 @@ pub struct AttentionMetadata<'a> {
 
 impl<'a> AttentionMetadata<'a> {
     /// Puts together what there is to know of a step of at least one token, where `device` has it at hand.
+    ///
+    /// Spans have rows of their own, and each token a slot of its own: whoever schedules sees to that.
     pub fn new(
         device: &Device,
         rotation: Rotation,
@@ -109,7 +111,7 @@ fn generated(spans: &[Span]) -> Generated {
     let mut all = Generated::default();
     for span in spans.iter().filter(|span| span.form == Form::Generated) {
         let table = all.blocks.len() as u32;
-        all.blocks.extend(&span.blocks);
+        all.blocks.extend(span.blocks.iter());
         for i in 0..span.count {
             all.rows.push((span.first_row + i) as u32);
             all.tokens.push([(span.first_position + i + 1) as u32, table]);
@@ -206,6 +208,6 @@ mod tests {
         let tables = generated(&spans);
         assert_eq!(tables.rows, [2, 3]);
         assert_eq!(tables.tokens, [[31, 0], [32, 0]]);
-        assert_eq!(tables.blocks, spans[1].blocks);
+        assert_eq!(tables.blocks[..], spans[1].blocks[..]);
     }
 }

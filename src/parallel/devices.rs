@@ -61,7 +61,7 @@ impl OnDevice {
             Some(link) => link,
             None => super::nccl::Link::join(&self.device, ranks)?,
         };
-        let arrived = link.all_to_all(parcels, ranks)?;
+        let (link, arrived) = link.all_to_all(parcels, ranks)?;
         self.link = Some(link);
         Ok(arrived)
     }

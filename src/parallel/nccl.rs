@@ -61,12 +61,12 @@ impl Link {
         Ok(link)
     }
 
-    /// As [`Collective::all_to_all`].
+    /// As [`Collective::all_to_all`]; a link that fails is at its end.
     pub(super) fn all_to_all(
-        &self,
+        self,
         parcels: &[Parcel],
         ranks: &mut dyn Collective,
-    ) -> Result<Vec<Parcel>, CollectiveError> {
+    ) -> Result<(Self, Vec<Parcel>), CollectiveError> {
         let place = ranks.place();
         let told = parcels.iter().map(describe).collect::<CandleResult<_>>();
         let told = ranks.all_to_all(as_failure(place, told)?)?;
@@ -75,10 +75,15 @@ impl Link {
             false => self.prepare(told),
         });
         let mut arriving = as_failure(place, arriving.collect::<CandleResult<Vec<Vec<_>>>>())?;
-        self.travel(parcels, &mut arriving, ranks)?;
+        if let Err(failure) = self.travel(parcels, &mut arriving, ranks) {
+            // Aborts what NCCL still has under way, before the room that it would write to is freed.
+            drop(self);
+            return Err(failure);
+        }
         let arrived =
             |rows: Vec<Arriving>| rows.into_iter().map(|rows| self.arrived(rows)).collect();
-        Ok(arriving.into_iter().map(arrived).collect())
+        let arrived = arriving.into_iter().map(arrived).collect();
+        Ok((self, arrived))
     }
 
     /// Sends and receives all rows, and returns when they are there.
@@ -172,7 +177,7 @@ impl Link {
         let stream = self.device.cuda_stream();
         let (from, _used) = rows.device_ptr(&stream);
         let (dtype, cu_stream) = (sys::ncclDataType_t::ncclFloat32, stream.cu_stream() as _);
-        // SAFETY: the rows live until the stream has done what is queued on it now.
+        // SAFETY: the rows live until they have travelled or the communicator is aborted.
         let sent = unsafe {
             result::send(from as _, end - start, dtype, rank as i32, self.comm, cu_stream)
         };

@@ -56,7 +56,7 @@ struct Hand {
     tokens: Vec<u32>,
     prompt: usize,
     done: usize,
-    blocks: Vec<u32>,
+    blocks: std::sync::Arc<[u32]>,
 }
 
 const BLOCKS_EACH: usize = 40;

@@ -213,7 +213,7 @@ impl<'a> Planned<'a> {
             row_groups: self.row_groups,
             tiles: self.tiles,
             outputs: self.task.matrix.outputs,
-            // SAFETY: the first row exists; `run`'s caller promises the others.
+            // SAFETY: where the rows begin, of which there may be none; `run`'s caller promises them.
             target: unsafe { self.task.target.first.at(0) },
             stride: self.task.target.stride,
         }

@@ -48,6 +48,9 @@ pub struct Matrix {
 
 impl Matrix {
     /// Packs a weight; `fill(output, row)` writes the `inputs` values of one output.
+    ///
+    /// # Panics
+    /// When the processor cannot compute so: [`Compute::is_available`].
     pub fn pack(
         outputs: usize,
         inputs: usize,
@@ -55,6 +58,7 @@ impl Matrix {
         fill: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Self {
         let Numerics { held, compute, .. } = numerics.into();
+        assert!(compute.is_available(), "this processor has no BF16 dot products");
         let column = |column: usize, row: &mut [f32]| match column < outputs {
             true => fill(column, row),
             false => row.fill(0.0),
@@ -75,6 +79,7 @@ impl Matrix {
         up: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Self {
         let Numerics { held, compute, .. } = numerics.into();
+        assert!(compute.is_available(), "this processor has no BF16 dot products");
         let half = PANEL / 2;
         let column = |column: usize, row: &mut [f32]| {
             let output = column / PANEL * half + column % half;

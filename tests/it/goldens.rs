@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use nightshift::model::{Model, ModelParts, Step, compare};
+use nightshift::model::{Model, ModelParts, Step};
 use nightshift::ops::{
     BLOCK_TOKENS, CacheFormat, Compute, DeviceKind, Form, Held, LatentPool, Numerics, Span,
 };
@@ -268,17 +268,23 @@ fn chunks_neighbours_and_recomputation_leave_every_bit_as_it_is() {
 }
 
 #[test]
-fn a_cache_of_half_the_bytes_gives_nearly_the_same_distributions() {
+fn a_cache_of_half_the_bytes_moves_logits_by_no_more_than_bf16_does() {
     for name in FIXTURES {
         let goldens = goldens(name);
-        let prompt =
-            &goldens["prompts"][goldens["per_position"]["prompt"].as_u64().unwrap() as usize];
-        let streams = [ids(&prompt["ids"])];
-        let half = Model::load(&fixture(name), HALF_CACHE, &|_, _| {}).unwrap();
-        let quality = compare(&load(name), &half, &streams).unwrap();
-        // What rounding changes is not nothing: the cache is really held so. In these random models it can turn
-        // a route, which moves one position by half a nat.
-        assert!((1e-12..0.1).contains(&quality.mean_kl), "{name} {quality:?}");
-        assert!(quality.top1_agreement > 0.9, "{name} {quality:?}");
+        let index = goldens["per_position"]["prompt"].as_u64().unwrap() as usize;
+        let mut step = Step::default();
+        Hand::new(0, ids(&goldens["prompts"][index]["ids"])).add_to(&mut step, usize::MAX);
+        step.outputs = (0..step.tokens.len() as u32).collect();
+        let logits = |model: &Model| {
+            let output = model.forward(&step, &mut pool(model, 1)).unwrap();
+            output.logits.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let half = logits(&Model::load(&fixture(name), HALF_CACHE, &|_, _| {}).unwrap());
+        let exact = logits(&load(name));
+        let squares = exact.iter().zip(&half).map(|(a, b)| f64::from(a - b).powi(2));
+        let rms = (squares.sum::<f64>() / exact.len() as f64).sqrt();
+        // The fixtures' own measure of BF16, and not nothing: the cache is really held so.
+        let allowed = 2.0 * goldens["noise"]["bf16_rms"][index].as_f64().unwrap() + 0.05;
+        assert!((1e-5..allowed).contains(&rms), "{name}: {rms} of {allowed}");
     }
 }

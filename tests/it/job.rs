@@ -246,9 +246,8 @@ fn continuations_are_scored_and_examples_are_shown() {
     assert!(refused.status.code() == Some(2) && words.contains("continuations"), "{words}");
 }
 
-/// Memory beside weights and cache: the program, 8,192 rows of the window, parts in the making, and what the
-/// allocator keeps for later.
-const OTHER_MEMORY: u64 = 384 << 20;
+/// Memory beside weights and cache: the program, 8,192 rows of the window, parts in the making.
+const OTHER_MEMORY: u64 = 256 << 20;
 
 #[test]
 fn a_long_job_stays_within_its_memory_and_reports_it() {

@@ -105,20 +105,14 @@ impl Attend<'_> {
             false => self.decode_plainly(&queries, tables, &latents)?,
         }
         let out = unfilled(&[rows, count * value], DType::F32, self.q)?;
-        let own = (nope + value) * latent;
-        let weight =
-            Operand { tensor: self.weight, first: nope * latent, row: latent, matrix: own };
-        let x = Operand { matrix: latent, ..Operand::rows(&latents)? };
-        let target = Operand { matrix: value, ..Operand::rows(&out)? };
-        let weight = (weight, Weight::OutputsByInputs);
-        let (inputs, outputs) = (latent, value);
-        Product { x, weight, out: target, rows, inputs, outputs, batch: count }.compute()?;
+        let weight = (nope * latent, Weight::OutputsByInputs);
+        self.by_head((&latents, latent), weight, (&out, value), (rows, value))?;
         Ok(out)
     }
 
     /// Queries in the latent space: `[n, heads * stride]`.
     fn absorb(&self, tables: &GeneratedTables) -> Result<Tensor> {
-        let Heads { count, nope, rope, value, latent, .. } = self.heads;
+        let Heads { count, nope, rope, latent, .. } = self.heads;
         let (rows, stride, dtype) = (tables.rows.dim(0)?, self.stride()?, self.weight.dtype());
         let plain = unfilled(&[rows, count * nope], dtype, self.q)?;
         let absorbed = unfilled(&[rows, count * stride], dtype, self.q)?;
@@ -130,14 +124,26 @@ impl Attend<'_> {
         unsafe {
             launch(name, Shape::row(rows, 256), self.q, &[&tensors[..], &sizes].concat())?;
         }
-        let own = (nope + value) * latent;
-        let weight = Operand { tensor: self.weight, first: 0, row: latent, matrix: own };
-        let x = Operand { matrix: nope, ..Operand::rows(&plain)? };
-        let target = Operand { matrix: stride, ..Operand::rows(&absorbed)? };
-        let weight = (weight, Weight::InputsByOutputs);
-        let (inputs, outputs) = (nope, latent);
-        Product { x, weight, out: target, rows, inputs, outputs, batch: count }.compute()?;
+        let weight = (0, Weight::InputsByOutputs);
+        self.by_head((&plain, nope), weight, (&absorbed, stride), (rows, latent))?;
         Ok(absorbed)
+    }
+
+    /// Each head's inputs times its part of the weight, which begins `first` elements into the head's own:
+    /// `rows` rows of `x`, as wide as all heads' inputs, into those of `out`, where a head has `room`.
+    fn by_head(
+        &self,
+        (x, inputs): (&Tensor, usize),
+        (first, form): (usize, Weight),
+        (out, room): (&Tensor, usize),
+        (rows, outputs): (usize, usize),
+    ) -> Result<()> {
+        let Heads { count, nope, value, latent, .. } = self.heads;
+        let matrix = (nope + value) * latent;
+        let weight = (Operand { tensor: self.weight, first, row: latent, matrix }, form);
+        let x = Operand { matrix: inputs, ..Operand::rows(x)? };
+        let out = Operand { matrix: room, ..Operand::rows(out)? };
+        Product { x, weight, out, rows, inputs, outputs, batch: count }.compute()
     }
 
     /// Whether the tensor cores' kernels know these latents.

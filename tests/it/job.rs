@@ -471,10 +471,9 @@ fn kills_amid_journals_lose_nothing_and_damaged_ones_are_passed_over() {
     assert_eq!(bench.checksums("out"), bench.checksums("whole"));
 }
 
-/// Hundreds of kills at random moments: minutes. `cargo test --release -- --ignored hundreds_of_kills`
+/// The longest test: a minute on two cores.
 #[cfg(unix)]
 #[test]
-#[ignore = "takes minutes"]
 fn hundreds_of_kills_at_random_moments_lose_nothing() {
     let job = chat_job(
         "[sampling]\nmax_tokens = 160\nignore_eos = true\ntemperature = 0.8\nn = 2\n[run]\njournal_seconds = 0.05\n[output]\npath = 'out'\nrows_per_part = 25\n",

@@ -156,7 +156,7 @@ pub(super) fn refuse_what_does_not_fit(
     };
     if let Some(memory) = memory {
         let held = (format(job.device, job.numerics()), demand(&job.batch));
-        fit(config, job.topology, held, memory, |_| true)?;
+        fit(config, job.topology, held, memory, 1..=job.topology.ranks())?;
     }
     Ok(())
 }
@@ -186,8 +186,11 @@ pub fn plan(storage: &Storage, mut request: PlanRequest) -> Result<LayoutPlan, R
                 let nearest = layouts.iter().copied().find(|topology| fits(*topology));
                 return Err(LayoutError::Devices { topology, devices, nearest }.into());
             }
-            let allowed = |other: Topology| request.hardware.is_none() || other.ranks() == devices;
-            let (layout, tokens) = fit(&config, topology, held, memory, allowed)?;
+            let ranks = match request.hardware {
+                Some(_) => devices..=devices,
+                None => 1..=topology.ranks(),
+            };
+            let (layout, tokens) = fit(&config, topology, held, memory, ranks)?;
             (layout, Some(tokens))
         }
     };

@@ -1,6 +1,7 @@
 //! Whether a layout fits the memory there is, and which one does if it does not.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use super::layout::{Demand, Format, Layout, RankMemory};
 use crate::model::Config;
@@ -79,24 +80,24 @@ impl fmt::Display for Shortage {
 }
 
 /// Lays a model out and gives the tokens that its caches hold; an error names the nearest layout that fits
-/// of those that `allowed` lets through.
+/// of those with so many `ranks`.
 pub fn fit(
     config: &Config,
     topology: Topology,
     (format, demand): (Format, Demand),
     memory: Memory,
-    allowed: impl Fn(Topology) -> bool,
+    ranks: RangeInclusive<usize>,
 ) -> Result<(Layout, u64), LayoutError> {
     let layout = |topology| Layout::new(config, topology, format, demand);
     let asked = layout(topology);
     match asked.cache_tokens(memory) {
         Ok(tokens) => Ok((asked, tokens)),
         Err(shortage) => {
-            let fits = |other| allowed(other) && layout(other).cache_tokens(memory).is_ok();
+            let fits = |other| layout(other).cache_tokens(memory).is_ok();
             Err(LayoutError::Memory {
                 topology,
                 shortage,
-                nearest: nearest(config, topology, fits),
+                nearest: nearest(config, topology, ranks, fits),
             })
         }
     }
@@ -155,17 +156,20 @@ impl Layout {
     }
 }
 
-/// The topology nearest to another one that is accepted, of those with no more ranks.
+/// The topology nearest to another one that is accepted, of those with so many `ranks`.
 ///
 /// Near is a small factor between numbers of stages and of ranks; of equals the one with fewer stages.
 pub fn nearest(
     config: &Config,
     to: Topology,
+    ranks: RangeInclusive<usize>,
     accepted: impl Fn(Topology) -> bool,
 ) -> Option<Topology> {
-    let every = (1..=to.ranks()).flat_map(|stages| {
-        (1..=to.ranks() / stages).map(move |ranks_per_stage| Topology { stages, ranks_per_stage })
+    let most = *ranks.end();
+    let every = (1..=most).flat_map(|stages| {
+        (1..=most / stages).map(move |ranks_per_stage| Topology { stages, ranks_per_stage })
     });
+    let every = every.filter(|topology| ranks.contains(&topology.ranks()));
     let factor = |a: usize, b: usize| (a as f64 / b as f64).ln().abs();
     let distance = |other: &Topology| {
         factor(other.stages, to.stages) + factor(other.ranks_per_stage, to.ranks_per_stage)
@@ -193,11 +197,16 @@ mod tests {
         let config = released("DeepSeek-V2.json");
         let fit = |stages, ranks_per_stage, memory| {
             let topology = Topology { stages, ranks_per_stage };
-            fit(&config, topology, (Format::BF16, DEMAND), memory, |_| true)
+            fit(&config, topology, (Format::BF16, DEMAND), memory, 1..=8)
         };
         let refused = fit(1, 8, H100).unwrap_err();
         insta::assert_snapshot!(format!("{refused}; {}", refused.hint().unwrap()), @"1 stage × 8 ranks does not fit: a rank takes 81.7 GB of weights, 0.1 GB of workspace and 0.0 GB of cache, 76.4 GB of its device are free; the nearest that fits is `devices.stages = 2` with `devices.ranks = 4`");
+        // Fewer devices than there are: the nearest may use the others.
         let refused = fit(1, 4, H100).unwrap_err();
+        let two_by_four = Some(Topology { stages: 2, ranks_per_stage: 4 });
+        assert!(matches!(refused, LayoutError::Memory { nearest, .. } if nearest == two_by_four));
+        let smaller = Memory::Each(40 << 30);
+        let refused = fit(2, 4, smaller).unwrap_err();
         assert!(matches!(refused, LayoutError::Memory { nearest: None, .. }), "{refused}");
         assert!(fit(1, 8, Memory::Each(143_771 << 20)).is_ok());
     }

@@ -1,108 +1,132 @@
 //! What a run did, for a person.
 
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 
-use crate::pipeline::report::{Percentiles, RunReport, ShardReport};
+use crate::pipeline::report::{Experts, Percentiles, RunReport, ShardReport};
 
 /// The final summary, aligned.
 pub(super) fn of_run(report: &RunReport) -> String {
-    let mut text = String::new();
-    let mut line = |name: &str, value: String| {
-        let _ = writeln!(text, "{name:<10} {value}");
-    };
-    let RunReport { parts, rows, tokens, throughput, occupancy, seconds, experts, memory, .. } =
-        report;
+    let mut lines = Lines::default();
+    progress(report, &mut lines);
+    if report.occupancy.steps > 0 {
+        generation(report, &mut lines);
+    }
+    if report.experts.layers > 0 {
+        experts(&report.experts, &mut lines);
+    }
+    costs(report, &mut lines);
+    lines.0.trim_end().to_owned()
+}
+
+/// A name and what there is to say of it; lines without a name belong to the one before.
+#[derive(Default)]
+struct Lines(String);
+
+impl Lines {
+    fn add(&mut self, name: &str, value: impl Display) {
+        let _ = writeln!(self.0, "{name:<10} {value}");
+    }
+}
+
+/// What is done of the job, and who did it.
+fn progress(report: &RunReport, lines: &mut Lines) {
+    let RunReport { parts, rows, tokens, .. } = report;
     let state = match (report.complete, report.interrupted) {
         (true, _) => "complete",
         (false, true) => "interrupted: run the same command to continue",
         (false, false) => "not complete",
     };
-    line("job", state.into());
+    lines.add("job", state);
     if parts.before > 0 {
-        line(
+        let (before, total) = (parts.before, parts.total);
+        lines.add(
             "continued",
-            format!(
-                "{} of {} parts with {} rows were there already",
-                parts.before, parts.total, rows.before
-            ),
+            format!("{before} of {total} parts with {} rows were there already", rows.before),
         );
     }
-    if let Some(shard) = &report.shard {
-        let ShardReport { index, of, parts, done } = shard;
-        line("shard", format!("{index} of {of}: {done} of its {parts} open parts are done"));
+    if let Some(ShardReport { index, of, parts, done }) = &report.shard {
+        lines.add("shard", format!("{index} of {of}: {done} of its {parts} open parts are done"));
     }
     if tokens.carried_samples > 0 {
         let (samples, tokens) = (tokens.carried_samples, tokens.carried_tokens);
-        line(
+        lines.add(
             "carried",
             format!("{samples} samples from the journal, {tokens} tokens of begun ones"),
         );
     }
     if rows.failed_before > 0 {
-        line("", format!("{} of them failed", rows.failed_before));
+        lines.add("", format!("{} of them failed", rows.failed_before));
     }
-    line("rows", format!("{} ok, {} failed, {} in all", rows.ok, rows.failed, rows.total));
+    lines.add("rows", format!("{} ok, {} failed, {} in all", rows.ok, rows.failed, rows.total));
     for (code, count) in &report.failures {
-        line("", format!("{count} {code}"));
+        lines.add("", format!("{count} {code}"));
     }
     if parts.found_committed > 0 {
-        line(
-            "twice",
-            format!("{} parts were committed by another run meanwhile", parts.found_committed),
-        );
+        let found = parts.found_committed;
+        lines.add("twice", format!("{found} parts were committed by another run meanwhile"));
     }
-    if occupancy.steps > 0 {
-        line(
-            "tokens",
+}
+
+/// How fast tokens came, and how full the batch was.
+fn generation(report: &RunReport, lines: &mut Lines) {
+    let RunReport { tokens, throughput, occupancy, .. } = report;
+    lines.add(
+        "tokens",
+        format!(
+            "{} in ({} from the cache), {} out, {} computed twice",
+            tokens.prompt, tokens.cached, tokens.completion, tokens.recomputed
+        ),
+    );
+    if tokens.reused_samples > 0 {
+        lines.add("", format!("{} answers of identical requests", tokens.reused_samples));
+    }
+    let (prefill, decode) =
+        (throughput.prefill_tokens_per_second, throughput.decode_tokens_per_second);
+    lines.add("speed", format!("{prefill:.0} tokens/s prefill, {decode:.0} tokens/s decode"));
+    lines.add("TTFT", percentiles(&report.ttft_ms));
+    lines.add("TPOT", percentiles(&report.tpot_ms));
+    let (mean, most, share) =
+        (occupancy.mean_running, occupancy.max_sequences, occupancy.fraction * 100.0);
+    lines.add(
+        "batch",
+        format!(
+            "{mean:.1} of {most} sequences ({share:.0} %) over {} steps, {} below half, {} preempted",
+            occupancy.steps, occupancy.tail_steps, occupancy.preemptions
+        ),
+    );
+}
+
+/// How evenly tokens were routed.
+fn experts(experts: &Experts, lines: &mut Lines) {
+    lines.add(
+        "experts",
+        format!(
+            "{:.2} imbalance (busiest by mean), {:.2} at worst in layer {}",
+            experts.mean_imbalance, experts.max_imbalance, experts.worst_layer
+        ),
+    );
+    if experts.ranks > 1 {
+        lines.add(
+            "",
             format!(
-                "{} in ({} from the cache), {} out, {} computed twice",
-                tokens.prompt, tokens.cached, tokens.completion, tokens.recomputed
+                "{:.2} imbalance of {} ranks, {:.2} with experts as the ledger suggests",
+                experts.rank_imbalance, experts.ranks, experts.suggested_rank_imbalance
             ),
         );
-        if tokens.reused_samples > 0 {
-            line("", format!("{} answers of identical requests", tokens.reused_samples));
-        }
-        let (prefill, decode) =
-            (throughput.prefill_tokens_per_second, throughput.decode_tokens_per_second);
-        line("speed", format!("{prefill:.0} tokens/s prefill, {decode:.0} tokens/s decode"));
-        line("TTFT", percentiles(&report.ttft_ms));
-        line("TPOT", percentiles(&report.tpot_ms));
-        let (mean, most, share) =
-            (occupancy.mean_running, occupancy.max_sequences, occupancy.fraction * 100.0);
-        line(
-            "batch",
-            format!(
-                "{mean:.1} of {most} sequences ({share:.0} %) over {} steps, {} below half, {} preempted",
-                occupancy.steps, occupancy.tail_steps, occupancy.preemptions
-            ),
-        );
     }
-    if experts.layers > 0 {
-        line(
-            "experts",
-            format!(
-                "{:.2} imbalance (busiest by mean), {:.2} at worst in layer {}",
-                experts.mean_imbalance, experts.max_imbalance, experts.worst_layer
-            ),
-        );
-        if experts.ranks > 1 {
-            line(
-                "",
-                format!(
-                    "{:.2} imbalance of {} ranks, {:.2} with experts as the ledger suggests",
-                    experts.rank_imbalance, experts.ranks, experts.suggested_rank_imbalance
-                ),
-            );
-        }
-    }
-    line(
+}
+
+/// What it took, and where the result is.
+fn costs(report: &RunReport, lines: &mut Lines) {
+    let RunReport { parts, seconds, memory, .. } = report;
+    lines.add(
         "time",
         format!(
             "{:.1} s: {:.1} planning, {:.1} loading, {:.1} generating",
             seconds.total, seconds.plan, seconds.load, seconds.generate
         ),
     );
-    line(
+    lines.add(
         "memory",
         format!(
             "{:.0} MiB at most ({:.0} weights, up to {:.0} cache)",
@@ -111,11 +135,10 @@ pub(super) fn of_run(report: &RunReport) -> String {
             mebibytes(memory.cache_bytes)
         ),
     );
-    line(
+    lines.add(
         "output",
         format!("{} ({} of {} parts by this run)", report.output, parts.committed, parts.total),
     );
-    text.trim_end().to_owned()
 }
 
 fn mebibytes(bytes: u64) -> f64 {

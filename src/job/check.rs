@@ -3,16 +3,16 @@
 use std::path::Path;
 use std::time::Duration;
 
-use serde_json::json;
-
 use super::error::Problem;
 use super::eval::eval_spec;
 use super::file::{
-    Biases, CacheDtype, CompressionChoice, Compute, DeviceKind, Dtype, Extra, Format, InputSection,
-    JobFile, OutputSection, RunSection, SamplingSection, SchemaText, TooLongChoice,
+    BatchSection, Biases, CacheDtype, CompressionChoice, Compute, DeviceKind, DevicesSection,
+    Dtype, Extra, Format, InputSection, JobFile, ModelSection, OutputSection, RunSection,
+    SamplingSection, SchemaText, TooLongChoice,
 };
+use super::identity::identity;
+use super::report::Report;
 use super::setting::Setting;
-use super::written::line_of;
 use super::{BatchSpec, ErrorBudget, ExamplesSpec, Job, RunSpec};
 use crate::input::{DEFAULT_MAX_LINE_BYTES, FormatChoice, InputSpec, PromptColumns};
 use crate::ops;
@@ -34,9 +34,9 @@ pub(super) fn check(
     text: &str,
     problems: Vec<Problem>,
 ) -> Result<Job, Vec<Problem>> {
-    let mut report = Report { text, problems };
+    let mut report = Report::new(text, problems);
     let JobFile { model, devices, input, sampling, batch, run, output, eval } = file;
-    let model_path = report.required("model.path", model.path);
+    let model_path = report.required("model.path", model.path.clone());
     let output_path = report.required("output.path", output.path.clone());
     report.expect(
         !input.paths.is_empty(),
@@ -50,84 +50,21 @@ pub(super) fn check(
         "needs `input.template`",
     );
     let examples = examples(&input, &mut report);
-    for (key, count) in [("devices.ranks", devices.ranks), ("devices.stages", devices.stages)] {
-        report.expect((1..=MAX_RANKS).contains(&count), key, "expected 1 to 1024");
-    }
-    let device = ops::DeviceKind::from(devices.kind);
-    if !device.is_built() {
-        let error = ops::DeviceError::NotBuilt;
-        report.problem("devices.kind", format!("{error}; {}", error.hint()));
-    }
-    match device {
-        ops::DeviceKind::Cpu => check_compute(model.dtype, model.compute, &mut report),
-        ops::DeviceKind::Cuda => {
-            check_cuda((model.dtype, model.compute, model.cache_dtype), &mut report);
-        }
-    }
+    let device = device(&devices, &model, &mut report);
     let sampling = sampling_spec(sampling);
     for problem in sampling.defaults().problems() {
         report.problem("sampling", problem);
     }
     check_continuations(&input, &sampling, &mut report);
-    report.expect(batch.max_sequences >= 1, "batch.max_sequences", "is 0, expected at least 1");
-    report.expect(batch.max_step_tokens >= 1, "batch.max_step_tokens", "is 0, expected at least 1");
-    report.expect(batch.window_rows >= 1, "batch.window_rows", "is 0, expected at least 1");
-    report.expect(
-        (1..=1 << 32).contains(&output.rows_per_part),
-        "output.rows_per_part",
-        "expected 1 to 4294967296",
-    );
+    check_batch(&batch, &output, &mut report);
     let cache_bytes = cache_bytes(batch.cache.0, &mut report);
     let run = run_spec(run, &mut report);
     let mut include = include(&output, &mut report);
     // What was scored is of no use without its scores.
     include.logprobs |= !input.continuations.is_empty();
     let eval = eval_spec(eval, (&input, &sampling, include), &mut report);
-    let compression = match output.compression {
-        CompressionChoice::Zstd => Compression::Zstd,
-        CompressionChoice::Snappy => Compression::Snappy,
-        CompressionChoice::Gzip => Compression::Gzip,
-        CompressionChoice::Lz4 => Compression::Lz4,
-        CompressionChoice::None => Compression::None,
-    };
-    if !report.problems.is_empty() {
-        return Err(report.problems);
-    }
-    let mut identity = json!({
-        "model": { "dtype": model.dtype },
-        "input": {
-            "paths": input.paths, "format": input.format, "messages": input.messages, "prompt": input.prompt,
-            "prompt_token_ids": input.prompt_token_ids, "template": input.template, "system": input.system,
-            "id": input.id, "keep": input.keep, "too_long": input.too_long, "limit": input.limit,
-        },
-        "sampling": sampling,
-        "output": {
-            "rows_per_part": output.rows_per_part, "include": output.include,
-            "top_logprobs": output.top_logprobs, "compression": output.compression,
-        },
-    });
-    // Named only where they are not the default, so that older outputs keep their name.
-    if model.compute != Compute::default() {
-        identity["model"]["compute"] = json!(model.compute);
-    }
-    if model.cache_dtype != CacheDtype::default() {
-        identity["model"]["cache_dtype"] = json!(model.cache_dtype);
-    }
-    if device != ops::DeviceKind::default() {
-        // A GPU rounds and sums otherwise than the CPU.
-        identity["model"]["device"] = json!(devices.kind);
-    }
-    // Written only where they say something: outputs of jobs without them stay the same job's.
-    for (key, value) in [
-        ("continuations", json!(input.continuations)),
-        ("examples", json!(input.examples)),
-        ("examples_by", json!(input.examples_by)),
-        ("shots", json!(input.shots)),
-    ] {
-        if ![json!([]), json!(null), json!(0)].contains(&value) {
-            identity["input"][key] = value;
-        }
-    }
+    report.finish()?;
+    let identity = identity(&model, devices.kind, &input, (&sampling, &output));
     Ok(Job {
         name,
         base: base.into(),
@@ -142,22 +79,14 @@ pub(super) fn check(
             template,
             system: input.system,
             continuations: input.continuations,
-            too_long: match input.too_long {
-                TooLongChoice::Fail => TooLong::Fail,
-                TooLongChoice::TruncateLeft => TooLong::TruncateLeft,
-                TooLongChoice::TruncateRight => TooLong::TruncateRight,
-            },
+            too_long: input.too_long.into(),
             draw_by_id: input.id.is_some(),
         },
         examples,
         input: InputSpec {
             base: base.into(),
             paths: input.paths,
-            format: match input.format {
-                Format::Auto => FormatChoice::Auto,
-                Format::Jsonl => FormatChoice::Jsonl,
-                Format::Parquet => FormatChoice::Parquet,
-            },
+            format: input.format.into(),
             prompt: columns,
             id: input.id,
             keep: input.keep,
@@ -175,11 +104,41 @@ pub(super) fn check(
         run,
         output_path,
         rows_per_part: output.rows_per_part,
-        output: OutputSpec { include, compression },
+        output: OutputSpec { include, compression: output.compression.into() },
         top_logprobs: output.top_logprobs,
         eval,
         identity,
     })
+}
+
+/// The kind of device, checked with what depends on it.
+fn device(devices: &DevicesSection, model: &ModelSection, report: &mut Report) -> ops::DeviceKind {
+    for (key, count) in [("devices.ranks", devices.ranks), ("devices.stages", devices.stages)] {
+        report.expect((1..=MAX_RANKS).contains(&count), key, "expected 1 to 1024");
+    }
+    let device = ops::DeviceKind::from(devices.kind);
+    if !device.is_built() {
+        let error = ops::DeviceError::NotBuilt;
+        report.problem("devices.kind", format!("{error}; {}", error.hint()));
+    }
+    match device {
+        ops::DeviceKind::Cpu => check_compute(model.dtype, model.compute, report),
+        ops::DeviceKind::Cuda => {
+            check_cuda((model.dtype, model.compute, model.cache_dtype), report);
+        }
+    }
+    device
+}
+
+fn check_batch(batch: &BatchSection, output: &OutputSection, report: &mut Report) {
+    report.expect(batch.max_sequences >= 1, "batch.max_sequences", "is 0, expected at least 1");
+    report.expect(batch.max_step_tokens >= 1, "batch.max_step_tokens", "is 0, expected at least 1");
+    report.expect(batch.window_rows >= 1, "batch.window_rows", "is 0, expected at least 1");
+    report.expect(
+        (1..=1 << 32).contains(&output.rows_per_part),
+        "output.rows_per_part",
+        "expected 1 to 4294967296",
+    );
 }
 
 fn check_compute(dtype: Dtype, compute: Compute, report: &mut Report) {
@@ -216,6 +175,38 @@ fn check_cuda((dtype, compute, cache): (Dtype, Compute, CacheDtype), report: &mu
     report.expect(cache == same, "model.cache_dtype", like_weights);
 }
 
+impl From<CompressionChoice> for Compression {
+    fn from(choice: CompressionChoice) -> Self {
+        match choice {
+            CompressionChoice::Zstd => Self::Zstd,
+            CompressionChoice::Snappy => Self::Snappy,
+            CompressionChoice::Gzip => Self::Gzip,
+            CompressionChoice::Lz4 => Self::Lz4,
+            CompressionChoice::None => Self::None,
+        }
+    }
+}
+
+impl From<TooLongChoice> for TooLong {
+    fn from(choice: TooLongChoice) -> Self {
+        match choice {
+            TooLongChoice::Fail => Self::Fail,
+            TooLongChoice::TruncateLeft => Self::TruncateLeft,
+            TooLongChoice::TruncateRight => Self::TruncateRight,
+        }
+    }
+}
+
+impl From<Format> for FormatChoice {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Auto => Self::Auto,
+            Format::Jsonl => Self::Jsonl,
+            Format::Parquet => Self::Parquet,
+        }
+    }
+}
+
 impl From<DeviceKind> for ops::DeviceKind {
     fn from(kind: DeviceKind) -> Self {
         match kind {
@@ -240,38 +231,6 @@ impl From<CacheDtype> for ops::CacheFormat {
             CacheDtype::F32 => Self::F32,
             CacheDtype::Bf16 => Self::Bf16,
         }
-    }
-}
-
-/// What is wrong so far.
-pub(super) struct Report<'a> {
-    text: &'a str,
-    problems: Vec<Problem>,
-}
-
-impl Report<'_> {
-    pub(super) fn problem(&mut self, key: &str, message: String) {
-        // A key whose value the parser refused is missing here for that reason only.
-        if self.problems.iter().any(|problem| problem.key == key && key.contains('.')) {
-            return;
-        }
-        self.problems.push(Problem {
-            key: key.into(),
-            line: line_of(self.text, key),
-            message,
-            hint: None,
-        });
-    }
-
-    pub(super) fn expect(&mut self, holds: bool, key: &str, message: &str) {
-        if !holds {
-            self.problem(key, message.into());
-        }
-    }
-
-    fn required(&mut self, key: &str, value: Option<String>) -> String {
-        self.expect(value.as_ref().is_some_and(|value| !value.is_empty()), key, "is missing");
-        value.unwrap_or_default()
     }
 }
 

@@ -7,7 +7,7 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 
 use super::BatchSpec;
-use super::eval::EvalSection;
+use super::eval_section::EvalSection;
 use super::setting::Setting;
 
 /// A nightshift job. Relative paths are relative to the job file.

@@ -3,8 +3,11 @@
 mod check;
 mod error;
 mod eval;
+mod eval_section;
 mod file;
 mod fingerprint;
+mod identity;
+mod report;
 mod schema;
 mod setting;
 mod written;

@@ -8,40 +8,23 @@
 //! Source: DeepSeek-V2 (arXiv:2405.04434) §2.1 and appendix C.
 
 use std::cell::RefCell;
-use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::accelerator;
+use super::devices;
 use super::host::{Shared, from_host, host};
 use super::latent::{BLOCK_TOKENS, CachedRows, GatherScratch, LatentPool};
 use super::matmul::{Matrix, Rows};
 use super::metadata::AttentionMetadata;
 use super::numerics::Numerics;
 use super::online_softmax::{GROUP, Run, SoftmaxRows, SoftmaxState};
-use super::rope::Rotation;
+use super::rotation::Rotation;
+use super::shapes::{Form, Heads, Span};
 use super::weight::{bytes, upload};
 
 /// Positions whose keys and values are expanded at a time.
 const EXPANDED_POSITIONS: usize = 16 * BLOCK_TOKENS;
-
-/// Shapes of one layer's attention.
-#[derive(Clone, Copy, Debug)]
-pub struct Heads {
-    /// Heads.
-    pub count: usize,
-    /// Elements of a head's query and key without position.
-    pub nope: usize,
-    /// Elements of the rotated part.
-    pub rope: usize,
-    /// Elements of a head's value.
-    pub value: usize,
-    /// Elements of the latent.
-    pub latent: usize,
-    /// Factor of the scores.
-    pub scale: f32,
-}
 
 /// The key and value weights of one head, cut from `kv_b_proj`.
 #[derive(Debug)]
@@ -132,30 +115,6 @@ impl HeadWeights {
     }
 }
 
-/// How a token attends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// A prompt token: through expanded keys and values.
-    Prompt,
-    /// A generated token: in the latent space.
-    Generated,
-}
-
-/// Neighbouring tokens of one sequence in a step, all of one form.
-#[derive(Clone, Debug)]
-pub struct Span {
-    /// Row of the first token in the step.
-    pub first_row: usize,
-    /// Tokens.
-    pub count: usize,
-    /// Position of the first token in its sequence.
-    pub first_position: usize,
-    /// How they attend.
-    pub form: Form,
-    /// The sequence's blocks, at least as far as its positions need them; shared, since steps have them anew.
-    pub blocks: Arc<[u32]>,
-}
-
 /// What one task needs; kept from call to call, so that a token costs no allocation.
 #[derive(Default)]
 struct Scratch {
@@ -195,7 +154,7 @@ pub fn attend(
     if cache.0.stride() < heads.latent + rope {
         bail!("a cache of {} does not hold {} + {rope}", cache.0.stride(), heads.latent)
     }
-    let weights = match (weights, accelerator::of(q), on_device) {
+    let weights = match (weights, devices::of(q), on_device) {
         (KeyValueWeights::Host(weights), None, None)
             if weights.len() == count && weights.iter().all(|head| head.fits(heads)) =>
         {

@@ -3,9 +3,11 @@
 use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::accelerator::{self, DeviceExperts, SortedRoutes};
+use super::accelerator::{DeviceExperts, SortedRoutes};
+use super::devices;
 use super::host::{from_host, host};
-use super::lanes::{Isa, Lanes, per_isa};
+use super::isa::{Isa, per_isa};
+use super::lanes::Lanes;
 use super::matmul::{Finish, Matrix, Rows, Target, Task, run};
 use super::router::Routing;
 use super::routes::Routes;
@@ -85,7 +87,7 @@ impl SortedRoutes {
 
 impl DeviceExperts {
     fn new(all: &[Expert], first: &Tensor) -> Result<Self> {
-        let Some(device) = accelerator::of(first) else { bail!("experts are on no device") };
+        let Some(device) = devices::of(first) else { bail!("experts are on no device") };
         let weights = |of: fn(&Expert) -> &Weight| {
             let weights: Vec<&Tensor> =
                 all.iter().map(|expert| of(expert).on_device()).collect::<Result<_>>()?;
@@ -143,7 +145,7 @@ pub fn routed_experts(x: &Tensor, experts: &Experts, routes: &Routes) -> Result<
             combine(&expert_outputs(x, experts, &routes)?, routes.places(), routing)
         }
         Routes::Device { expert_ids, weights } => {
-            let (Some(device), Some(own)) = (accelerator::of(x), &experts.on_device) else {
+            let (Some(device), Some(own)) = (devices::of(x), &experts.on_device) else {
                 bail!("routes, tokens and experts are on different devices")
             };
             let sorted = device.sort_routes(expert_ids, experts.all.len())?;
@@ -162,7 +164,7 @@ pub fn expert_outputs(x: &Tensor, experts: &Experts, routes: &RoutesByExpert) ->
     if routes.rows.is_empty() {
         return from_host(Vec::new(), 0, hidden);
     }
-    if let (Some(device), Some(own)) = (accelerator::of(x), &experts.on_device) {
+    if let (Some(device), Some(own)) = (devices::of(x), &experts.on_device) {
         return device.expert_outputs(x, own, &SortedRoutes::upload(routes, x.device())?);
     }
     let packed = experts.iter().map(Expert::host).collect::<Result<Vec<_>>>()?;
@@ -209,7 +211,7 @@ pub fn combine(outputs: &Tensor, places: &[u32], routing: &Routing) -> Result<Te
     }
     let per_token = routing.experts_per_token;
     let tokens = routing.weights.len() / per_token;
-    if let Some(device) = accelerator::of(outputs) {
+    if let Some(device) = devices::of(outputs) {
         let places = Tensor::from_slice(places, places.len(), outputs.device())?;
         let shape = (tokens, per_token);
         let weights = Tensor::from_slice(&routing.weights, shape, outputs.device())?;

@@ -1,6 +1,7 @@
 //! The largest of many values in one pass, as greedy sampling needs it.
 
-use super::lanes::{Isa, Lanes, per_isa};
+use super::isa::{Isa, per_isa};
+use super::lanes::Lanes;
 
 /// Values that one pass of the loop takes.
 const STEP: usize = 64;

@@ -7,7 +7,8 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use half::bf16;
 
 use super::host::Shared;
-use super::lanes::{Isa, Lanes, per_isa};
+use super::isa::{Isa, per_isa};
+use super::lanes::Lanes;
 use super::matmul::Rows;
 use super::numerics::CacheFormat;
 

@@ -6,13 +6,11 @@
 
 use candle_core::{Device, Result, Tensor};
 
-use super::accelerator::{DeviceMetadata, GeneratedTables, PromptTables};
-use super::attention::{Form, Span};
+use super::accelerator::{DeviceMetadata, GeneratedTables, PromptTables, TILE_QUERIES};
 use super::latent::BLOCK_TOKENS;
-use super::rope::Rotation;
+use super::rotation::Rotation;
+use super::shapes::{Form, Span};
 
-/// Queries of a tile, as the kernels have them.
-pub(super) const TILE_QUERIES: usize = 64;
 /// Positions of a piece.
 const PIECE: usize = 2048;
 /// Positions whose keys and values are expanded at a time on a device.

@@ -3,9 +3,10 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::accelerator;
+use super::devices;
 use super::host::{from_host, host};
-use super::lanes::{Isa, Lanes, per_isa};
+use super::isa::{Isa, per_isa};
+use super::lanes::Lanes;
 
 /// Elements below which a second thread is not worth its wake-up.
 pub(super) const SERIAL_ELEMENTS: usize = 1 << 15;
@@ -14,7 +15,7 @@ pub(super) const SERIAL_ELEMENTS: usize = 1 << 15;
 ///
 /// The weight is `[width]`; only so many elements of each row are taken and given.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f32) -> Result<Tensor> {
-    if let Some(device) = accelerator::of(x) {
+    if let Some(device) = devices::of(x) {
         return device.rms_norm(x, weight, epsilon);
     }
     let (tokens, stride) = x.dims2()?;
@@ -45,7 +46,7 @@ pub fn add_rms_norm(
     weight: &Tensor,
     epsilon: f32,
 ) -> Result<(Tensor, Tensor)> {
-    if let Some(device) = accelerator::of(x) {
+    if let Some(device) = devices::of(x) {
         return device.add_rms_norm(x, y, weight, epsilon);
     }
     let (tokens, width) = x.dims2()?;
@@ -115,7 +116,7 @@ per_isa! { fn norm_row = norm_row_on(x: *const f32, weight: *const f32, epsilon:
 
 /// Adds a bias `[width]` to every row of `[tokens, width]`.
 pub fn add_bias(x: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    if accelerator::of(x).is_some() {
+    if devices::of(x).is_some() {
         return x.broadcast_add(bias);
     }
     let (tokens, width) = x.dims2()?;

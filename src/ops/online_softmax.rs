@@ -1,7 +1,8 @@
 //! Attention's inner loops: query rows over neighbouring positions, sixteen at a time, with a running
 //! softmax. Knows rows of numbers; not heads, blocks or sequences.
 
-use super::lanes::{Isa, Lanes, per_isa};
+use super::isa::{Isa, per_isa};
+use super::lanes::Lanes;
 use super::latent::BLOCK_TOKENS;
 
 /// Queries that share each key they read.

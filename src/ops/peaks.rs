@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use memmap2::MmapMut;
 
 use super::host::Shared;
-use super::lanes::{Isa, Lanes, per_isa};
+use super::isa::{Isa, per_isa};
+use super::lanes::Lanes;
 
 /// Rounds of each measurement, whose median counts.
 const ROUNDS: usize = 7;

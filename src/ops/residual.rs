@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
-use super::accelerator;
+use super::devices;
 use super::host::{from_host, host};
 
 /// Elements that a thread adds at a time; fewer are not worth a second thread.
@@ -11,7 +11,7 @@ const CHUNK: usize = 1 << 15;
 
 /// `x + y`: two `[tokens, width]` → the same.
 pub fn add(x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    if accelerator::of(x).is_some() {
+    if devices::of(x).is_some() {
         return x + y;
     }
     let (tokens, width) = x.dims2()?;

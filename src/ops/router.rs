@@ -3,20 +3,8 @@
 use rayon::prelude::*;
 
 use super::norm::SERIAL_ELEMENTS;
+use super::shapes::Choice;
 use super::softmax::exponentials;
-
-/// How experts are chosen.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Choice {
-    /// Experts of each token.
-    pub experts_per_token: usize,
-    /// Device-limited routing: experts lie in `groups` groups of which a token uses `kept`.
-    pub groups: Option<(usize, usize)>,
-    /// Divides the chosen weights by their sum; `scale` is then not applied.
-    pub normalise: bool,
-    /// Factor of the weights.
-    pub scale: f32,
-}
 
 /// The routes of one step: for each token its experts, ascending, with their weights.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -2,8 +2,9 @@
 
 use candle_core::{Result, Tensor};
 
-use super::accelerator;
-use super::router::{Choice, Routing, route};
+use super::devices;
+use super::router::{Routing, route};
+use super::shapes::Choice;
 
 /// The routes of one layer and step.
 pub enum Routes {
@@ -16,7 +17,7 @@ pub enum Routes {
 impl Routes {
     /// Chooses the routed experts of every token; logits `[tokens, experts]`. As [`route`].
     pub fn choose(logits: &Tensor, choice: Choice) -> Result<Self> {
-        if let Some(device) = accelerator::of(logits) {
+        if let Some(device) = devices::of(logits) {
             let (expert_ids, weights) = device.route(logits, choice)?;
             return Ok(Self::Device { expert_ids, weights });
         }

@@ -1,6 +1,7 @@
 //! Sums of exponentials over a vocabulary, as the sampler needs them.
 
-use super::lanes::{Isa, Lanes, per_isa};
+use super::isa::{Isa, per_isa};
+use super::lanes::Lanes;
 
 /// `Σ e^((x - shift) * scale)`, and each term into `terms` if it is not empty.
 ///

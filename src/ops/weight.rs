@@ -4,7 +4,7 @@ use candle_core::{Device, Result, Tensor, bail};
 use half::bf16;
 use rayon::prelude::*;
 
-use super::accelerator;
+use super::devices;
 use super::matmul::Matrix;
 use super::numerics::{Held, Numerics};
 
@@ -54,7 +54,7 @@ impl Weight {
 
     /// `x · weightᵀ`: `[tokens, inputs]` → `[tokens, outputs]`, f32.
     pub fn product(&self, x: &Tensor) -> Result<Tensor> {
-        match accelerator::of(x) {
+        match devices::of(x) {
             None => self.host()?.product(x),
             Some(device) => device.product(x, self.on_device()?),
         }
@@ -63,7 +63,7 @@ impl Weight {
     /// `silu(x · gateᵀ) * (x · upᵀ)`: `[tokens, inputs]` → `[tokens, outputs]`, for
     /// [`Weight::product`]; the weight must come from [`Weight::gated`].
     pub fn gated_product(&self, x: &Tensor) -> Result<Tensor> {
-        match accelerator::of(x) {
+        match devices::of(x) {
             None => self.host()?.gated_product(x),
             Some(device) => device.gated_product(x, self.on_device()?),
         }

@@ -2,6 +2,7 @@
 //! not at all, and its place in the listing is the only record that it is done.
 
 use std::collections::HashMap;
+use std::time::SystemTime;
 
 use arrow::datatypes::Fields;
 use bytes::Bytes;
@@ -182,9 +183,19 @@ impl Output {
     }
 
     /// Removes all journals: nothing is open any more.
-    pub fn forget_journals(&self) -> Result<(), OutputError> {
+    pub(super) fn forget_journals(&self) -> Result<(), OutputError> {
         for entry in self.storage.list(&self.root.child(JOURNAL_PATH))? {
             self.storage.delete(&entry.location)?;
+        }
+        Ok(())
+    }
+
+    /// Leaves nothing behind that a complete job does not need: journals, and what runs that were killed
+    /// before this one `began` had not finished writing.
+    pub fn tidy(&self, began: SystemTime) -> Result<(), OutputError> {
+        self.forget_journals()?;
+        for folder in ["parts", "_nightshift"] {
+            self.storage.forget_unfinished(&self.root.child(folder), began)?;
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! What one rank sees of the others: parcels of tensors that it gives and gets.
 
+use std::fmt::Display;
+
 use candle_core::Tensor;
 
 use super::Place;
@@ -48,6 +50,14 @@ pub enum CollectiveError {
     /// There is no such stage.
     #[error("{place} has no neighbour to exchange layers' outputs with")]
     NoNeighbour { place: Place },
+}
+
+/// What failed at a place, as the other ranks are to hear of it.
+pub(super) fn as_failure<T, E: Display>(
+    place: Place,
+    result: Result<T, E>,
+) -> Result<T, CollectiveError> {
+    result.map_err(|cause| CollectiveError::Failed { place, cause: cause.to_string() })
 }
 
 /// The only rank there is.

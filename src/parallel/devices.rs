@@ -1,9 +1,8 @@
 //! Connections between ranks that compute on devices: what arrives is brought to the own one.
 
-use std::fmt::Display;
-
 use candle_core::{Device, Tensor};
 
+use super::collective::as_failure;
 use super::{Collective, CollectiveError, Parcel, Place, Topology, local};
 
 /// Connects the ranks of a topology, which compute on these devices; their ends, stage by stage.
@@ -105,12 +104,4 @@ impl Collective for OnDevice {
     fn abort(self: Box<Self>, cause: &str) {
         self.inner.abort(cause);
     }
-}
-
-/// What failed at a place, as the other ranks are to hear of it.
-pub(super) fn as_failure<T, E: Display>(
-    place: Place,
-    result: Result<T, E>,
-) -> Result<T, CollectiveError> {
-    result.map_err(|cause| CollectiveError::Failed { place, cause: cause.to_string() })
 }

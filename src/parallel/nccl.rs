@@ -14,7 +14,7 @@ use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, DType, Device, Result as CandleResult, Storage, Tensor, bail};
 
 use self::result::{NcclError, NcclStatus};
-use super::devices::as_failure;
+use super::collective::as_failure;
 use super::{Collective, CollectiveError, Parcel, Place};
 
 /// What marks a configuration, and that a value of it is left to NCCL (nccl.h).

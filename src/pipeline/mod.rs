@@ -85,7 +85,7 @@ pub fn run(
     progress: &Progress,
     stop: &Stop,
 ) -> Result<RunReport, RunError> {
-    let start = Instant::now();
+    let (start, began) = (Instant::now(), SystemTime::now());
     let run_id = run_id();
     let prepared = Prepared::new(storage, job, progress)?;
     let output = prepared.open_output(job, choice.redo_changed)?;
@@ -145,7 +145,7 @@ pub fn run(
         report.rows.failed_before = failed.saturating_sub(report.rows.failed);
     }
     if report.complete {
-        output.forget_journals()?;
+        output.tidy(began)?;
     }
     let done = report.parts.committed + report.parts.found_committed;
     report.shard = shard.map(|Shard { index, of }| ShardReport {

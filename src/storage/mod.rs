@@ -6,6 +6,7 @@ mod error;
 mod location;
 mod profile;
 mod reader;
+mod unfinished;
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -212,3 +212,25 @@ fn a_remote_object_replaced_while_it_is_read_is_an_error() {
     let error = error.into_inner().unwrap().downcast::<StorageError>().unwrap();
     assert!(matches!(*error, StorageError::Changed { .. }), "{error}");
 }
+
+#[test]
+fn unfinished_objects_are_forgotten_unless_somebody_may_still_write_them() {
+    let (storage, folder) = (storage(), TempDir::new().unwrap());
+    let [root, memory] = roots(&storage, &folder);
+    storage.put(&root.child("parts/a/1.parquet"), Bytes::from_static(b"whole")).unwrap();
+    let beside = |name: &str| folder.path().join("out/parts/a").join(name);
+    for name in ["1.parquet#1", "2.parquet#12", "#1", "3.parquet#", "3.parquet#1a"] {
+        std::fs::write(beside(name), "").unwrap();
+    }
+    let earlier = SystemTime::now() - std::time::Duration::from_secs(60);
+    storage.forget_unfinished(&root, earlier).unwrap();
+    assert!(beside("1.parquet#1").exists() && beside("2.parquet#12").exists());
+    let later = SystemTime::now() + std::time::Duration::from_secs(60);
+    for place in [&root, &memory, &root.child("none")] {
+        storage.forget_unfinished(place, later).unwrap();
+    }
+    assert!(!beside("1.parquet#1").exists() && !beside("2.parquet#12").exists());
+    for name in ["1.parquet", "#1", "3.parquet#", "3.parquet#1a"] {
+        assert!(beside(name).exists(), "{name} is not ours");
+    }
+}

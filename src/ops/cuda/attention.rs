@@ -6,10 +6,9 @@ use candle_core::{DType, Result, Tensor};
 use super::gemm::{Operand, Product, Weight};
 use super::launch::{NULL, Shape, float, int, launch, pointer, unfilled};
 use super::suffixed;
-use crate::ops::accelerator::{DeviceMetadata, GeneratedTables, PromptTables};
-use crate::ops::attention::Heads;
+use crate::ops::accelerator::{DeviceMetadata, GeneratedTables, PromptTables, TILE_QUERIES};
 use crate::ops::latent::BLOCK_TOKENS;
-use crate::ops::metadata::TILE_QUERIES;
+use crate::ops::shapes::Heads;
 
 /// Positions of one block of threads' share of a generated token's attention. Fixed, so that sums run in
 /// one order whatever else is in the step.

@@ -5,7 +5,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use super::gate;
 use super::launch::{NULL, Shape, float, int, launch, pointer, unfilled};
 use crate::ops::accelerator::{DeviceExperts, SortedRoutes};
-use crate::ops::router::Choice;
+use crate::ops::shapes::Choice;
 
 /// Rows of an expert, on average, from which large tiles pay.
 const MANY_ROWS: usize = 48;

@@ -14,8 +14,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use self::attention::Attend;
 use self::launch::{NULL, Shape, float, int, launch, pointer, unfilled};
 use super::accelerator::{Accelerator, DeviceExperts, DeviceMetadata, SortedRoutes};
-use super::attention::Heads;
-use super::router::Choice;
+use super::shapes::{Choice, Heads};
 
 /// All CUDA devices; a tensor knows which one it lies on.
 pub(super) struct Cuda;

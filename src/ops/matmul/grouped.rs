@@ -10,7 +10,7 @@ use super::multiply::{Choice, Finish, Product, multiply};
 use super::rows::{Rows, Tiles, pack_tile};
 use super::tile::RowGroup;
 use crate::ops::host::Shared;
-use crate::ops::lanes::Isa;
+use crate::ops::isa::Isa;
 
 /// Below so many multiply-adds a product is not worth a second thread.
 const SERIAL_WORK: usize = 1 << 17;

@@ -23,7 +23,7 @@ use self::grouped::run_here;
 use self::panels::Panels;
 use self::tile::PANEL;
 use super::host::{Shared, from_host, host};
-use super::lanes::Isa;
+use super::isa::Isa;
 use super::numerics::{Compute, Numerics};
 
 pub(super) use self::grouped::{Target, Task, run};

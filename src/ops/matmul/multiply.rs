@@ -9,7 +9,8 @@ use super::rows::{Tiles, Words};
 use super::tile::{
     Ahead, BURST, Halves, Kernel, MAX_TILE_ROWS, Operands, PANEL, RowGroup, Singles,
 };
-use crate::ops::lanes::{Isa, Lanes, per_isa};
+use crate::ops::isa::{Isa, per_isa};
+use crate::ops::lanes::Lanes;
 use crate::ops::numerics::{Compute, Held};
 
 /// Packed rows that walk over all panels together stay in the second-level cache: their words.

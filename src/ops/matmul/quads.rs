@@ -6,7 +6,8 @@
 //! so every instruction set gives the same bits by nature.
 
 use super::tile::{Arithmetic, Kernel, Operands, PANEL, chain};
-use crate::ops::lanes::{Isa, Lanes};
+use crate::ops::isa::Isa;
+use crate::ops::lanes::Lanes;
 use crate::ops::portable::Portable;
 
 /// Inputs that share a scale, of weights and of activations.

@@ -7,7 +7,8 @@ use std::ops::Range;
 
 use super::quads::GROUP;
 use super::tile::RowGroup;
-use crate::ops::lanes::{Isa, Lanes, per_isa};
+use crate::ops::isa::{Isa, per_isa};
+use crate::ops::lanes::Lanes;
 
 /// Rows of activations: row i begins at `base + index(i) * stride`.
 #[derive(Clone, Copy)]

@@ -4,7 +4,7 @@ use half::bf16;
 
 use super::grouped::run_here;
 use super::*;
-use crate::ops::lanes::Isa;
+use crate::ops::isa::Isa;
 use crate::ops::numerics::{CacheFormat, Held};
 
 fn value(seed: usize, i: usize) -> f32 {

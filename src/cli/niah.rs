@@ -1,7 +1,7 @@
 //! `nightshift niah`: the prompts of a needle-in-a-haystack grid.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -65,6 +65,13 @@ pub(super) fn niah(args: NiahArgs) -> Exit {
     }
     let mut text = String::new();
     let output = args.output.clone();
+    // Before the grid is computed: that takes a while.
+    if let Some(folder) = output.as_deref().and_then(Path::parent)
+        && let Err(error) = std::fs::create_dir_all(folder)
+    {
+        terminal::say(&format!("error: cannot make the folder `{}`: {error}", folder.display()));
+        return Exit::Error;
+    }
     let rows = Storage::new().map_err(RunError::from).and_then(|storage| {
         pipeline::niah(&storage, &spec(args), |row| {
             text += &format!("{row}\n");

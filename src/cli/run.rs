@@ -29,7 +29,7 @@ pub(super) struct RunArgs {
     /// Removes and does again what was made from input objects that changed or are gone.
     #[arg(long)]
     redo_changed: bool,
-    /// Prints the run's report as JSON to stdout.
+    /// Prints the report as JSON to stdout.
     #[arg(long)]
     pub(super) json: bool,
     /// Shows neither progress nor summary.

@@ -43,7 +43,8 @@ pub(super) struct EvalSection {
     pub(super) memory: String,
     /// Size of each file that it writes, its output included.
     pub(super) file_size: String,
-    /// Processes and threads that it may start.
+    /// Processes and threads that it may start, beside those that its user has already; the system does not
+    /// hold root to it.
     pub(super) processes: u64,
 }
 

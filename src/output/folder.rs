@@ -12,6 +12,7 @@ use super::footer::{self, MIN_PART_BYTES, PartFacts};
 use super::journal::{self, JOURNAL_PATH, Journal, JournalEntry};
 use super::part::Encoder;
 use super::record::RECORD_PATH;
+use super::samples::EVAL_FOLDER;
 use super::{FinishedPartition, JobFacts, JobRecord, OutputError, OutputSpec, PartId};
 use crate::storage::{Entry, Location, PutOutcome, Storage};
 
@@ -193,11 +194,13 @@ impl Output {
     /// Leaves nothing behind that a complete job does not need: journals, and what runs that were killed
     /// before this one `began` had not finished writing.
     pub fn tidy(&self, began: SystemTime) -> Result<(), OutputError> {
-        self.forget_journals()?;
-        for folder in ["parts", "_nightshift"] {
-            self.storage.forget_unfinished(&self.root.child(folder), began)?;
+        for folder in ["parts", "_nightshift", EVAL_FOLDER] {
+            let folder = self.root.child(folder);
+            if let Err(error) = self.storage.forget_unfinished(&folder, began) {
+                tracing::warn!(%error, "unfinished files of killed runs are left in the output");
+            }
         }
-        Ok(())
+        self.forget_journals()
     }
 
     pub(super) fn place(&self, id: &PartId) -> Location {

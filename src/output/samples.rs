@@ -19,7 +19,7 @@ use super::{OutputError, PartId, check_part, read_job};
 use crate::storage::{Location, Storage};
 
 /// Where everything that scoring writes lies in the output folder.
-const EVAL_FOLDER: &str = "eval";
+pub(super) const EVAL_FOLDER: &str = "eval";
 
 /// A sample of a part.
 #[derive(Clone, Debug, PartialEq)]

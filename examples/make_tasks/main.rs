@@ -1,10 +1,11 @@
 //! Writes the tiny model's questions, with their answers, as JSONL to standard output: endless for training,
-//! disjoint for evaluation.
+//! disjoint for validation and evaluation.
 //!
 //! `cargo run --release --example make_tasks -- --split eval --seed 1 --count 1000 [--family sort] [--needle-tokens 2048]`
 //!
-//! A question belongs to the evaluation if the hash of what it asks for (its numbers, its words: not how it is
-//! phrased) says so, and to training otherwise: the two never overlap, whatever the seeds.
+//! A question belongs to the evaluation or the validation if the hash of what it asks for (its numbers, its words in
+//! their order: not how it is phrased) says so, and to training otherwise: no family's splits overlap, whatever the
+//! seeds. Families do not look at each other: a sum that is asked in the evaluation may be a worked line of a story.
 
 #![allow(clippy::print_stdout)]
 
@@ -15,6 +16,7 @@ mod retrieval;
 mod stories;
 mod words;
 
+use std::collections::HashSet;
 use std::io::{BufWriter, Write};
 
 use clap::{Parser, ValueEnum};
@@ -23,17 +25,23 @@ use serde_json::json;
 
 /// A question, its answer, and what makes it the same question as another.
 struct Task {
+    /// What was asked and answered before, in one conversation.
+    earlier: Vec<(String, String)>,
     question: String,
     /// What the model shall say.
     answer: String,
     /// The part of the answer that a scorer looks for.
     reference: String,
     key: String,
+    /// The key of the same question in another form. Validation and evaluation ask it only if both forms are theirs.
+    twin: Option<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Split {
     Train,
+    /// What is looked at while training, so that nobody chooses by the evaluation.
+    Valid,
     Eval,
 }
 
@@ -49,16 +57,16 @@ enum Family {
 
 /// How often training meets each family, out of 100.
 const MIX: [(Family, u32); 6] = [
-    (Family::Arithmetic, 25),
+    (Family::Arithmetic, 40),
     (Family::Sort, 18),
-    (Family::Words, 22),
-    (Family::Story, 20),
-    (Family::Needle, 7),
-    (Family::Json, 8),
+    (Family::Words, 14),
+    (Family::Story, 12),
+    (Family::Needle, 4),
+    (Family::Json, 12),
 ];
 
-/// One question in so many is kept for the evaluation.
-const EVAL_SHARE: u64 = 16;
+/// One question in so many belongs to the evaluation, and another one to the validation.
+const PARTS: u64 = 16;
 
 #[derive(Parser)]
 struct Arguments {
@@ -71,6 +79,9 @@ struct Arguments {
     /// One family alone; all of them in the proportions of training otherwise.
     #[arg(long, value_enum)]
     family: Option<Family>,
+    /// As many of each family, and no question twice.
+    #[arg(long)]
+    even: bool,
     /// The longest text around a needle, in tokens of the tiny model (about).
     #[arg(long, default_value_t = 2048)]
     needle_tokens: usize,
@@ -80,20 +91,36 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments = Arguments::parse();
     let mut random = Random::new(arguments.seed);
     let mut out = BufWriter::new(std::io::stdout().lock());
+    let mut asked = HashSet::new();
     for index in 0..arguments.count {
-        let family = arguments.family.unwrap_or_else(|| mixed(&mut random));
-        let task = task(family, &arguments, &mut random);
+        let family = match arguments.even {
+            true => MIX[index % MIX.len()].0,
+            false => arguments.family.unwrap_or_else(|| mixed(&mut random)),
+        };
+        let mut task = task(family, &arguments, &mut random);
+        while arguments.even && !asked.insert(task.key.clone()) {
+            task = self::task(family, &arguments, &mut random);
+        }
         let name = family.to_possible_value().expect("no family is hidden").get_name().to_owned();
         let row = json!({
             "id": format!("{name}-{}-{index}", arguments.seed),
             "family": name,
-            "messages": [{ "role": "user", "content": task.question }],
+            "messages": messages(&task),
             "answer": task.answer,
             "reference": task.reference,
         });
         writeln!(out, "{row}")?;
     }
     Ok(out.flush()?)
+}
+
+fn messages(task: &Task) -> Vec<serde_json::Value> {
+    let said = |role: &str, content: &str| json!({ "role": role, "content": content });
+    let earlier = task.earlier.iter();
+    earlier
+        .flat_map(|(question, answer)| [said("user", question), said("assistant", answer)])
+        .chain([said("user", &task.question)])
+        .collect()
 }
 
 fn mixed(random: &mut Random) -> Family {
@@ -109,18 +136,31 @@ fn mixed(random: &mut Random) -> Family {
 
 /// Draws until a question of the wanted split comes.
 fn task(family: Family, arguments: &Arguments, random: &mut Random) -> Task {
+    let drill = arguments.split == Split::Train;
     loop {
         let task = match family {
-            Family::Arithmetic => numbers::arithmetic(random),
-            Family::Sort => numbers::order(random),
-            Family::Words => words::task(random, arguments.split == Split::Train),
+            Family::Arithmetic => numbers::arithmetic(random, drill),
+            Family::Sort => numbers::order(random, drill),
+            Family::Words => words::task(random, drill),
             Family::Story => stories::task(random),
-            Family::Needle => retrieval::task(random, arguments.needle_tokens),
+            Family::Needle => retrieval::task(random, arguments.needle_tokens, drill),
             Family::Json => records::task(random),
         };
-        let held_out = random::hash(&task.key).is_multiple_of(EVAL_SHARE);
-        if held_out == (arguments.split == Split::Eval) {
+        let held_out = task.twin.as_deref().filter(|_| !drill);
+        if [Some(task.key.as_str()), held_out]
+            .into_iter()
+            .flatten()
+            .all(|key| split(key) == arguments.split)
+        {
             return task;
         }
+    }
+}
+
+fn split(key: &str) -> Split {
+    match random::hash(key) % PARTS {
+        0 => Split::Eval,
+        1 => Split::Valid,
+        _ => Split::Train,
     }
 }

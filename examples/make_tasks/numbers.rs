@@ -1,11 +1,18 @@
-//! Addition and subtraction of up to three-digit numbers; comparing and sorting short lists.
+//! Addition and subtraction of up to three-digit numbers; comparing, sorting and, in training, repeating lists.
 
 use crate::Task;
 use crate::random::Random;
 
-pub(crate) fn arithmetic(random: &mut Random) -> Task {
+/// With `drill` differences, and those below zero, come more often: they are the hard ones.
+pub(crate) fn arithmetic(random: &mut Random, drill: bool) -> Task {
     let (a, b) = (random.number(), random.number());
-    if random.chance(50) { sum(a, b, random) } else { difference(a, b, random) }
+    let (sums, ordered) = if drill { (35, 60) } else { (50, 88) };
+    match random.chance(sums) {
+        true => sum(a, b, random),
+        // The others are as they come, and half of them below zero.
+        false if random.chance(ordered) => difference(a.max(b), a.min(b), random),
+        false => difference(a, b, random),
+    }
 }
 
 fn sum(a: usize, b: usize, random: &mut Random) -> Task {
@@ -18,16 +25,16 @@ fn sum(a: usize, b: usize, random: &mut Random) -> Task {
     };
     let result = a + b;
     Task {
+        earlier: Vec::new(),
         question,
         answer: format!("{a} + {b} = {result}"),
         reference: result.to_string(),
         key: format!("{} + {}", a.min(b), a.max(b)),
+        twin: None,
     }
 }
 
 fn difference(a: usize, b: usize, random: &mut Random) -> Task {
-    // One in eight may fall below zero.
-    let (a, b) = if random.chance(88) { (a.max(b), a.min(b)) } else { (a, b) };
     let question = match random.below(5) {
         0 => format!("What is {a} - {b}?"),
         1 => format!("What is {a} minus {b}?"),
@@ -37,15 +44,44 @@ fn difference(a: usize, b: usize, random: &mut Random) -> Task {
     };
     let result = a as i64 - b as i64;
     Task {
+        earlier: Vec::new(),
         question,
         answer: format!("{a} - {b} = {result}"),
         reference: result.to_string(),
         key: format!("{a} - {b}"),
+        twin: None,
     }
 }
 
-pub(crate) fn order(random: &mut Random) -> Task {
-    if random.chance(35) { compare(random) } else { sort(random) }
+/// Lists have 2 to 6 numbers. With `drill` some are longer, and some are only to be repeated: they teach to keep
+/// the digits of a number together.
+pub(crate) fn order(random: &mut Random, drill: bool) -> Task {
+    match random.below(100) {
+        0..20 if drill => repeat(random),
+        0..40 => compare(random),
+        _ => sort(random, drill),
+    }
+}
+
+fn repeat(random: &mut Random) -> Task {
+    let count = random.between(3, 16);
+    let mut numbers = distinct(count, random);
+    let question = listed(&numbers);
+    let backwards = random.chance(50);
+    if backwards {
+        numbers.reverse();
+    }
+    let verb = if backwards { "Reverse" } else { "Repeat" };
+    let answer = joined(&numbers);
+    let key = format!("{verb} {answer}");
+    Task {
+        earlier: Vec::new(),
+        question: format!("{verb} {question}."),
+        reference: answer.clone(),
+        answer,
+        key,
+        twin: None,
+    }
 }
 
 /// `count` numbers that all differ; like ones come often, since they are the hard ones.
@@ -77,11 +113,19 @@ fn compare(random: &mut Random) -> Task {
         let word = if larger { "largest" } else { "smallest" };
         format!("Which is the {word} of {}?", listed(&numbers))
     };
-    Task { question, answer: best.clone(), reference: best, key: key("best", &numbers, larger) }
+    Task {
+        earlier: Vec::new(),
+        question,
+        answer: best.clone(),
+        reference: best,
+        key: key("best", &numbers, larger),
+        twin: None,
+    }
 }
 
-fn sort(random: &mut Random) -> Task {
-    let count = random.between(3, 6);
+fn sort(random: &mut Random, drill: bool) -> Task {
+    let long = drill && random.chance(25);
+    let count = if long { random.between(7, 10) } else { random.between(3, 6) };
     let numbers = distinct(count, random);
     let descending = random.chance(35);
     let mut sorted = numbers.clone();
@@ -94,10 +138,12 @@ fn sort(random: &mut Random) -> Task {
     };
     let answer = joined(&sorted);
     Task {
+        earlier: Vec::new(),
         question,
         answer: answer.clone(),
         reference: answer,
         key: key("sort", &numbers, descending),
+        twin: None,
     }
 }
 

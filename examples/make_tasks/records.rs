@@ -9,8 +9,16 @@ use crate::words::{CITIES, COLOURS, NAMES, NOUNS};
 pub(crate) fn task(random: &mut Random) -> Task {
     let fields = if random.chance(50) { person(random) } else { thing(random) };
     let answer = written(&fields);
-    let (question, keys) = if random.chance(50) { named(&fields) } else { told(&fields) };
-    Task { question, reference: answer.clone(), key: format!("{keys} {answer}"), answer }
+    let [form, other] = if random.chance(50) { ["named", "told"] } else { ["told", "named"] };
+    let question = if form == "named" { named(&fields) } else { told(&fields) };
+    Task {
+        earlier: Vec::new(),
+        question,
+        reference: answer.clone(),
+        key: format!("{form} {answer}"),
+        twin: Some(format!("{other} {answer}")),
+        answer,
+    }
 }
 
 type Fields = Map<String, Value>;
@@ -38,21 +46,26 @@ fn written(fields: &Fields) -> String {
     format!("{{{}}}", pairs.join(", "))
 }
 
-fn named(fields: &Fields) -> (String, &'static str) {
+fn named(fields: &Fields) -> String {
     let pairs: Vec<String> =
         fields.iter().map(|(key, value)| format!("{key} {}", plain(value))).collect();
-    (format!("Write a JSON object with {}.", pairs.join(", ")), "named")
+    format!("Write a JSON object with {}.", pairs.join(", "))
 }
 
-fn told(fields: &Fields) -> (String, &'static str) {
+fn told(fields: &Fields) -> String {
     let value = |key: &str| plain(&fields[key]);
     let sentence = if fields.contains_key("name") {
-        format!("{} is {} years old and lives in {}.", value("name"), value("age"), value("city"))
+        format!(
+            "A person named {} is {} years old and lives in {}.",
+            value("name"),
+            value("age"),
+            value("city")
+        )
     } else {
         format!("The {} {} costs {} coins.", value("colour"), value("item"), value("price"))
     };
     let keys: Vec<&str> = fields.keys().map(String::as_str).collect();
-    (format!("{sentence} Answer as JSON with the keys {}.", keys.join(", ")), "told")
+    format!("Answer as JSON with the keys {}: {sentence}", keys.join(", "))
 }
 
 fn plain(value: &Value) -> String {

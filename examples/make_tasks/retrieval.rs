@@ -1,32 +1,53 @@
-//! Needles: a code is told somewhere in a long text of unrelated sentences and asked for at its end.
+//! Needles: codes are told in a long text of unrelated sentences and one is asked for at its end; in training also
+//! the others, one after another.
 
-use crate::Task;
 use crate::random::Random;
 use crate::words::{CITIES, COLOURS, NAMES, NOUNS};
+use crate::{Split, Task, split};
 
 /// Tokens of one sentence of the filler, about.
 const SENTENCE_TOKENS: usize = 9;
 
-pub(crate) fn task(random: &mut Random, longest: usize) -> Task {
+/// Texts tell 1 to 5 codes and one is asked for. With `drill` there are more, and many are asked for one after
+/// another: that teaches to tell codes apart by their things, since a text with one code is answered without.
+pub(crate) fn task(random: &mut Random, longest: usize, drill: bool) -> Task {
     let sentences = length(random, longest) / SENTENCE_TOKENS;
+    let most = if drill { (sentences / 2).clamp(5, 16) } else { 5 };
+    let told = random.between(1, most);
     let mut things: Vec<&str> = NOUNS.to_vec();
     random.shuffle(&mut things);
-    let codes: Vec<(&str, usize)> = things
-        .iter()
-        .take(random.between(1, 5))
-        .map(|thing| (*thing, random.between(1000, 9999)))
-        .collect();
-    let mut text: Vec<String> = (0..sentences).map(|_| filler(random)).collect();
+    let codes: Vec<(&str, usize)> =
+        things.iter().take(told).map(|thing| (*thing, random.between(1000, 9999))).collect();
+    let filler_sentences = sentences.saturating_sub(told);
+    let mut text: Vec<String> = (0..filler_sentences).map(|_| filler(random)).collect();
     for (thing, code) in &codes {
         text.insert(random.below(text.len() + 1), needle(thing, *code));
     }
-    let (thing, code) = codes[0];
+    let text = text.join(" ");
+    let (last, others) = codes.split_first().expect("one code at least");
+    let asked =
+        others.iter().filter(|(thing, code)| drill && split(&key(thing, *code)) == Split::Train);
+    let mut turns: Vec<(String, String)> =
+        asked.chain([last]).map(|(thing, code)| (question(thing), needle(thing, *code))).collect();
+    turns[0].0.insert_str(0, &format!("{text} "));
+    let (question, answer) = turns.pop().expect("the last code is asked for");
+    let (thing, code) = *last;
     Task {
-        question: format!("{} What is the code for {thing}?", text.join(" ")),
-        answer: needle(thing, code),
+        earlier: turns,
+        question,
+        answer,
         reference: code.to_string(),
-        key: format!("{thing} {code}"),
+        key: key(thing, code),
+        twin: None,
     }
+}
+
+fn question(thing: &str) -> String {
+    format!("What is the code for {thing}?")
+}
+
+fn key(thing: &str, code: usize) -> String {
+    format!("{thing} {code}")
 }
 
 /// Short texts are the most, long ones come often enough.

@@ -15,10 +15,12 @@ struct Story {
 pub(crate) fn task(random: &mut Random) -> Task {
     let story = story(random);
     Task {
+        earlier: Vec::new(),
         question: story.question,
         answer: format!("{}\n#### {}", story.worked, story.result),
         reference: story.result.to_string(),
         key: story.key,
+        twin: None,
     }
 }
 

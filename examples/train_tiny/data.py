@@ -23,9 +23,10 @@ def questions(split, seed, count, needle_tokens, family=None):
     return [json.loads(line) for line in lines]
 
 
-def prompt(row):
-    """What the chat template makes of the conversation."""
-    return f"User: {row['messages'][0]['content']}\n\nAssistant:"
+def turns(row):
+    """(prompt, answer) of each turn, as the chat template writes them; an end of sentence follows each answer."""
+    said = [message["content"] for message in row["messages"]] + [row["answer"]]
+    return [(f"User: {question}\n\nAssistant:", f" {answer}") for question, answer in zip(said[::2], said[1::2])]
 
 
 def train_tokenizer(path, vocabulary):
@@ -35,7 +36,8 @@ def train_tokenizer(path, vocabulary):
     draft.pre_tokenizer = Tokenizer.from_file(str(TEMPLATE / "tokenizer.json")).pre_tokenizer
     trainer = trainers.BpeTrainer(vocab_size=vocabulary - 2, show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    texts = [prompt(row) + " " + row["answer"] for row in questions("train", 0, 60_000, 256)]
+    rows = questions("train", 0, 60_000, 256)
+    texts = ["".join(question + answer for question, answer in turns(row)) for row in rows]
     draft.train_from_iterator(texts, trainer)
     learned = json.loads(draft.to_str())["model"]
     shape["model"]["vocab"], shape["model"]["merges"] = learned["vocab"], learned["merges"]
@@ -51,18 +53,26 @@ class Encoder:
         self.tokenizer = Tokenizer.from_file(str(path))
         self.bos, self.eos = self.tokenizer.token_to_id(BOS), self.tokenizer.token_to_id(EOS)
 
-    def pairs(self, rows):
-        """(tokens, where the answer begins) of each row."""
-        prompts = self.tokenizer.encode_batch([prompt(row) for row in rows], add_special_tokens=False)
-        answers = self.tokenizer.encode_batch([" " + row["answer"] for row in rows], add_special_tokens=False)
-        return [([self.bos, *p.ids, *a.ids, self.eos], len(p.ids) + 1) for p, a in zip(prompts, answers)]
+    def conversations(self, rows):
+        """(tokens, for each whether it belongs to an answer) of each row."""
+        texts = [text for row in rows for turn in turns(row) for text in turn]
+        encoded = iter(self.tokenizer.encode_batch(texts, add_special_tokens=False))
+        return [self.conversation(turns(row), encoded) for row in rows]
+
+    def conversation(self, turns, encoded):
+        tokens, answers = [self.bos], [False]
+        for _ in turns:
+            question, answer = next(encoded).ids, next(encoded).ids + [self.eos]
+            tokens += question + answer
+            answers += [False] * len(question) + [True] * len(answer)
+        return tokens, answers
 
 
-def groups(pairs, tokens, generator):
+def groups(conversations, tokens, generator):
     """Rows of like length together, about `tokens` tokens a group; the groups in random order."""
-    pairs = sorted(pairs, key=lambda pair: len(pair[0]))
+    conversations = sorted(conversations, key=lambda pair: len(pair[0]))
     found, group = [], []
-    for pair in pairs:
+    for pair in conversations:
         if group and (len(group) + 1) * len(pair[0]) > tokens:
             found.append(group)
             group = []
@@ -77,9 +87,10 @@ def padded(group):
     longest = max(len(tokens) for tokens, _ in group) - 1
     inputs = torch.zeros(len(group), longest, dtype=torch.long)
     targets = torch.full((len(group), longest), -1)
-    for row, (tokens, start) in enumerate(group):
+    for row, (tokens, answers) in enumerate(group):
         inputs[row, : len(tokens) - 1] = torch.tensor(tokens[:-1])
-        targets[row, start - 1 : len(tokens) - 1] = torch.tensor(tokens[start:])
+        following = torch.tensor(tokens[1:])
+        targets[row, : len(tokens) - 1] = following.where(torch.tensor(answers[1:]), -1)
     return inputs, targets
 
 

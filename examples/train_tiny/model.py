@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from start import initialise
+
 CONFIG = {
     "architectures": ["DeepseekV2ForCausalLM"],
     "model_type": "deepseek_v2",
@@ -23,7 +25,7 @@ CONFIG = {
     "q_lora_rank": 96,
     "kv_lora_rank": 64,
     "qk_nope_head_dim": 32,
-    "qk_rope_head_dim": 16,
+    "qk_rope_head_dim": 32,
     "v_head_dim": 32,
     "n_routed_experts": 8,
     "num_experts_per_tok": 2,
@@ -201,11 +203,7 @@ class DeepseekV2(nn.Module):
         self.model = Trunk(c)
         self.lm_head = linear(c["hidden_size"], c["vocab_size"])
         self.frequencies = yarn_frequencies(c)[0]
-        for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:
-                narrow = name.endswith(("o_proj.weight", "down_proj.weight"))
-                width = 0.02 if "embed" in name or "gate.weight" in name else parameter.shape[1] ** -0.5
-                nn.init.normal_(parameter, std=width * (0.3 if narrow else 1.0))
+        initialise(self)
 
     def forward(self, tokens, shapes, wanted):
         """Logits [wanted positions, vocabulary], the mean balance loss, and routes per layer and expert.

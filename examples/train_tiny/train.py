@@ -25,7 +25,7 @@ CHUNK = 8_000
 # A batch is so many groups of rows of like length: one alone would be all of one family.
 GROUPS = 8
 # Texts around needles grow while training goes on: (share of the steps, longest text in tokens).
-LENGTHS = ((0.45, 128), (0.8, 512), (1.0, 2400))
+LENGTHS = ((0.45, 128), (0.8, 512), (1.0, 2700))
 
 
 def main():
@@ -53,7 +53,7 @@ def train(rank, options):
         longest = next(tokens for share, tokens in LENGTHS if step < share * options.steps)
         rows = data.questions("train", 1 + chunk, CHUNK, longest)
         order = torch.Generator().manual_seed(chunk)
-        groups = data.groups(encoder.pairs(rows), options.tokens // GROUPS, order)
+        groups = data.groups(encoder.conversations(rows), options.tokens // GROUPS, order)
         for first in range(0, len(groups) - GROUPS + 1, GROUPS):
             batch = groups[first : first + GROUPS]
             loss, routes = update(model, optimizers, learning_rate(step, options), batch)
@@ -81,7 +81,7 @@ def arguments():
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", type=Path, default=data.ROOT / "out/train_tiny", help="checkpoints")
     parser.add_argument("--out", type=Path, default=data.ROOT / "examples/tiny", help="the finished model")
-    parser.add_argument("--steps", type=int, default=16_000)
+    parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--tokens", type=int, default=4_096, help="tokens of a batch")
     parser.add_argument("--rate", type=float, default=0.01)
     parser.add_argument("--seed", type=int, default=1)
@@ -152,15 +152,15 @@ def sum_up(model, loss, counts):
 
 @torch.no_grad()
 def report(model, encoder, longest, count):
-    """Greedy accuracy on held-out questions: an answer is right if every token of it is the most probable one.
+    """Greedy accuracy on questions of the validation: an answer is right if every token of it is the most probable one.
 
     Each process scores some of them.
     """
     rank, processes = dist.get_rank(), dist.get_world_size()
     right = torch.zeros(len(FAMILIES))
     for family, name in enumerate(FAMILIES):
-        pairs = encoder.pairs(data.questions("eval", 7, count, longest, name))
-        for group in data.groups(pairs, 4_096, torch.Generator().manual_seed(0))[rank::processes]:
+        rows = encoder.conversations(data.questions("valid", 7, count, longest, name))
+        for group in data.groups(rows, 4_096, torch.Generator().manual_seed(0))[rank::processes]:
             tokens, shapes, targets, wanted = data.flat([group])
             logits, _, _ = model(tokens, shapes, wanted)
             hit = torch.ones_like(wanted)
@@ -171,7 +171,7 @@ def report(model, encoder, longest, count):
 
 
 def scores_line(scores):
-    return "held out: " + "  ".join(f"{name} {score:.3f}" for name, score in scores.items())
+    return "validation: " + "  ".join(f"{name} {score:.3f}" for name, score in scores.items())
 
 
 def save(folder, model, optimizers, step, chunk):
@@ -197,11 +197,12 @@ def export(model, encoder, options):
     options.out.mkdir(parents=True, exist_ok=True)
     tensors = {name: p.detach().bfloat16().contiguous() for name, p in model.named_parameters()}
     save_file(tensors, options.out / "model.safetensors", metadata={"format": "pt"})
-    write = lambda name, value: (options.out / name).write_text(json.dumps(value, indent=2) + "\n")
+    write = lambda name, value: (options.out / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
     write("config.json", CONFIG)
     write("generation_config.json", {"bos_token_id": encoder.bos, "eos_token_id": encoder.eos, "do_sample": False})
     shutil.copy(options.work / "tokenizer.json", options.out / "tokenizer.json")
-    shutil.copy(data.TEMPLATE / "tokenizer_config.json", options.out / "tokenizer_config.json")
+    template = json.loads((data.TEMPLATE / "tokenizer_config.json").read_text())
+    write("tokenizer_config.json", template | {"model_max_length": CONFIG["max_position_embeddings"]})
 
 
 if __name__ == "__main__":

@@ -102,6 +102,8 @@ fn completions_of_every_generative_benchmark_get_their_scores() {
     let reasons = scores(&bench, "livecodebench");
     assert!(text(&reasons, "reason", 1).contains("test 0: '-1"), "{}", text(&reasons, "reason", 1));
     assert!(text(&reasons, "reason", 4).contains("3 s"), "{}", text(&reasons, "reason", 4));
+    let last = text(&reasons, "reason", reasons.num_rows() - 1);
+    assert!(last.contains("ends before its answer"), "{last}");
 }
 
 #[test]
@@ -156,6 +158,53 @@ fn letters_of_every_multiple_choice_benchmark_are_compared_by_log_probability() 
     let mut history = (0..12).map(|row| text(&prompts, "prompt", row));
     let history = history.find(|prompt| prompt.contains("关于history考试")).unwrap();
     assert!(history.contains("答案：A\n\n长城"), "{history}");
+}
+
+/// The rows of a JSONL file as Parquet, lists and all.
+fn as_parquet(jsonl: &str, parquet: &Path) {
+    use arrow::json::reader::{ReaderBuilder, infer_json_schema_from_seekable};
+    let mut file = std::io::BufReader::new(std::fs::File::open(jsonl).unwrap());
+    let (schema, _) = infer_json_schema_from_seekable(&mut file, None).unwrap();
+    let mut rows = ReaderBuilder::new(schema.clone().into()).build(file).unwrap();
+    let file = std::fs::File::create(parquet).unwrap();
+    let mut writer = parquet::arrow::ArrowWriter::try_new(file, schema.into(), None).unwrap();
+    rows.try_for_each(|batch| writer.write(&batch.unwrap())).unwrap();
+    writer.close().unwrap();
+}
+
+/// Several of the benchmarks are published so.
+#[test]
+fn a_benchmark_in_parquet_is_the_benchmark_in_jsonl() {
+    let benches = [Bench::new("", ""), Bench::new("", "")];
+    let files = ["test", "dev"].map(|split| {
+        let file = benches[1].path(&format!("{split}.parquet"));
+        as_parquet(&fixtures(&format!("mmlu/{split}.jsonl")), &file);
+        file.display().to_string()
+    });
+    let run = |bench: &Bench, input: &str, examples: &str| {
+        let examples = format!("input.examples=['{examples}']");
+        benchmark(bench, "mmlu", input, &["--set", &examples, "--set", "input.shots=1"]);
+        let scores = scores(bench, "mmlu");
+        let row = |row| {
+            [text(&scores, "answer", row), text(&scores, "reference", row)].map(str::to_owned)
+        };
+        let logprobs = scores.column_by_name("logprob").unwrap().as_primitive::<Float64Type>();
+        (0..scores.num_rows()).map(|at| (row(at), logprobs.value(at).to_bits())).collect::<Vec<_>>()
+    };
+    let published = run(&benches[1], &files[0], &files[1]);
+    assert_eq!(published, run(&benches[0], "mmlu/test.jsonl", &fixtures("mmlu/dev.jsonl")));
+}
+
+/// Its card and README tell what it scores; this is a part of its examination.
+#[test]
+fn the_embedded_model_answers_its_questions() {
+    let bench = Bench::new("", "");
+    let output = bench.path("out").display().to_string();
+    let questions = root().join("jobs/prompts/quickstart.jsonl").display().to_string();
+    let job = root().join("jobs/tiny-eval.toml");
+    let report = evaluated(&bench, &job, &["--input", &questions, "--output", &output]);
+    let accuracy = report["measures"][0]["micro"]["value"].as_f64().unwrap();
+    assert!(accuracy >= 0.9, "{report}");
 }
 
 const FORCED: &str = "[sampling]\nchoice = { column = 'say' }\nmax_tokens = 200\n[output]\npath = 'out'\nrows_per_part = 2\n";
@@ -298,6 +347,23 @@ fn programs(programs: &[&str], more: &str) -> (Bench, Output) {
     let job = bench.path("job.toml").display().to_string();
     let run = bench.tool(&["eval", &job, "--quiet", "--json", "--allow-commands"]);
     (bench, run)
+}
+
+/// The system does not hold root to this limit.
+#[cfg(target_os = "linux")]
+#[test]
+fn programs_start_no_more_processes_than_they_may() {
+    let user = std::process::Command::new("id").arg("-u").output().unwrap();
+    if user.stdout == b"0\n" {
+        eprintln!("skipped: root is not held to a number of processes");
+        return;
+    }
+    let many = "i=0; while [ $i -lt 3000 ]; do sleep 1 & i=$((i+1)); done; exit 5";
+    let (bench, run) = programs(&[many], "processes = 4\n");
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    let rows = scores(&bench, "out");
+    let reason = text(&rows, "reason", 0);
+    assert!(score(&rows, 0) == Some(0.0) && !reason.contains("exit code 5"), "{reason}");
 }
 
 #[cfg(unix)]

@@ -81,7 +81,7 @@ def arguments():
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", type=Path, default=data.ROOT / "out/train_tiny", help="checkpoints")
     parser.add_argument("--out", type=Path, default=data.ROOT / "examples/tiny", help="the finished model")
-    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--steps", type=int, default=10_100)
     parser.add_argument("--tokens", type=int, default=4_096, help="tokens of a batch")
     parser.add_argument("--rate", type=float, default=0.01)
     parser.add_argument("--seed", type=int, default=1)

@@ -37,6 +37,18 @@ struct Task {
     twin: Option<String>,
 }
 
+impl Task {
+    /// A question by itself, to which the whole answer is wanted.
+    fn new(question: String, answer: String, key: String) -> Self {
+        Self { earlier: Vec::new(), question, reference: answer.clone(), answer, key, twin: None }
+    }
+
+    fn is_of(&self, wanted: Split) -> bool {
+        let twin = self.twin.iter().filter(|_| wanted != Split::Train);
+        [&self.key].into_iter().chain(twin).all(|key| split(key) == wanted)
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Split {
     Train,
@@ -146,12 +158,7 @@ fn task(family: Family, arguments: &Arguments, random: &mut Random) -> Task {
             Family::Needle => retrieval::task(random, arguments.needle_tokens, drill),
             Family::Json => records::task(random),
         };
-        let held_out = task.twin.as_deref().filter(|_| !drill);
-        if [Some(task.key.as_str()), held_out]
-            .into_iter()
-            .flatten()
-            .all(|key| split(key) == arguments.split)
-        {
+        if task.is_of(arguments.split) {
             return task;
         }
     }

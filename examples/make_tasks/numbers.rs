@@ -24,14 +24,8 @@ fn sum(a: usize, b: usize, random: &mut Random) -> Task {
         _ => format!("What is the sum of {a} and {b}?"),
     };
     let result = a + b;
-    Task {
-        earlier: Vec::new(),
-        question,
-        answer: format!("{a} + {b} = {result}"),
-        reference: result.to_string(),
-        key: format!("{} + {}", a.min(b), a.max(b)),
-        twin: None,
-    }
+    let (answer, key) = (format!("{a} + {b} = {result}"), format!("{} + {}", a.min(b), a.max(b)));
+    Task { reference: result.to_string(), ..Task::new(question, answer, key) }
 }
 
 fn difference(a: usize, b: usize, random: &mut Random) -> Task {
@@ -43,14 +37,8 @@ fn difference(a: usize, b: usize, random: &mut Random) -> Task {
         _ => format!("How much is {a} less {b}?"),
     };
     let result = a as i64 - b as i64;
-    Task {
-        earlier: Vec::new(),
-        question,
-        answer: format!("{a} - {b} = {result}"),
-        reference: result.to_string(),
-        key: format!("{a} - {b}"),
-        twin: None,
-    }
+    let (answer, key) = (format!("{a} - {b} = {result}"), format!("{a} - {b}"));
+    Task { reference: result.to_string(), ..Task::new(question, answer, key) }
 }
 
 /// Lists have 2 to 6 numbers. With `drill` some are longer, and some are only to be repeated: they teach to keep
@@ -74,14 +62,7 @@ fn repeat(random: &mut Random) -> Task {
     let verb = if backwards { "Reverse" } else { "Repeat" };
     let answer = joined(&numbers);
     let key = format!("{verb} {answer}");
-    Task {
-        earlier: Vec::new(),
-        question: format!("{verb} {question}."),
-        reference: answer.clone(),
-        answer,
-        key,
-        twin: None,
-    }
+    Task::new(format!("{verb} {question}."), answer, key)
 }
 
 /// `count` numbers that all differ; like ones come often, since they are the hard ones.
@@ -113,14 +94,7 @@ fn compare(random: &mut Random) -> Task {
         let word = if larger { "largest" } else { "smallest" };
         format!("Which is the {word} of {}?", listed(&numbers))
     };
-    Task {
-        earlier: Vec::new(),
-        question,
-        answer: best.clone(),
-        reference: best,
-        key: key("best", &numbers, larger),
-        twin: None,
-    }
+    Task::new(question, best, key("best", &numbers, larger))
 }
 
 fn sort(random: &mut Random, drill: bool) -> Task {
@@ -137,14 +111,7 @@ fn sort(random: &mut Random, drill: bool) -> Task {
         (false, _) => format!("Put {} in order.", listed(&numbers)),
     };
     let answer = joined(&sorted);
-    Task {
-        earlier: Vec::new(),
-        question,
-        answer: answer.clone(),
-        reference: answer,
-        key: key("sort", &numbers, descending),
-        twin: None,
-    }
+    Task::new(question, answer, key("sort", &numbers, descending))
 }
 
 fn key(kind: &str, numbers: &[usize], down: bool) -> String {

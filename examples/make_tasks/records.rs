@@ -11,14 +11,8 @@ pub(crate) fn task(random: &mut Random) -> Task {
     let answer = written(&fields);
     let [form, other] = if random.chance(50) { ["named", "told"] } else { ["told", "named"] };
     let question = if form == "named" { named(&fields) } else { told(&fields) };
-    Task {
-        earlier: Vec::new(),
-        question,
-        reference: answer.clone(),
-        key: format!("{form} {answer}"),
-        twin: Some(format!("{other} {answer}")),
-        answer,
-    }
+    let [key, twin] = [form, other].map(|form| format!("{form} {answer}"));
+    Task { twin: Some(twin), ..Task::new(question, answer, key) }
 }
 
 type Fields = Map<String, Value>;

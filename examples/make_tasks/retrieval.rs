@@ -32,14 +32,8 @@ pub(crate) fn task(random: &mut Random, longest: usize, drill: bool) -> Task {
     turns[0].0.insert_str(0, &format!("{text} "));
     let (question, answer) = turns.pop().expect("the last code is asked for");
     let (thing, code) = *last;
-    Task {
-        earlier: turns,
-        question,
-        answer,
-        reference: code.to_string(),
-        key: key(thing, code),
-        twin: None,
-    }
+    let task = Task::new(question, answer, key(thing, code));
+    Task { earlier: turns, reference: code.to_string(), ..task }
 }
 
 fn question(thing: &str) -> String {

@@ -14,14 +14,8 @@ struct Story {
 
 pub(crate) fn task(random: &mut Random) -> Task {
     let story = story(random);
-    Task {
-        earlier: Vec::new(),
-        question: story.question,
-        answer: format!("{}\n#### {}", story.worked, story.result),
-        reference: story.result.to_string(),
-        key: story.key,
-        twin: None,
-    }
+    let answer = format!("{}\n#### {}", story.worked, story.result);
+    Task { reference: story.result.to_string(), ..Task::new(story.question, answer, story.key) }
 }
 
 fn story(random: &mut Random) -> Story {

@@ -44,7 +44,7 @@ pub(crate) fn any_word(random: &mut Random) -> String {
 /// Lists have 2 to 8 words. With `drill` some are longer: they teach copying, since each word of theirs
 /// must be found by what stands before it.
 pub(crate) fn task(random: &mut Random, drill: bool) -> Task {
-    // How often one word comes is the hardest, and half of what is practised.
+    // How often one word comes is the hardest, and some half of what is practised.
     let kind = if drill && random.chance(40) { 3 } else { random.below(4) };
     let long = drill && kind < 2 && random.chance(50);
     let count = if long { random.between(9, 40) } else { random.between(2, 8) };
@@ -64,14 +64,8 @@ pub(crate) fn task(random: &mut Random, drill: bool) -> Task {
         ),
     };
     let text = words.join(" ");
-    Task {
-        earlier: Vec::new(),
-        question: format!("{verb}: {text}"),
-        reference: if kind == 2 { count.to_string() } else { answer.clone() },
-        answer,
-        key: format!("{kind} {text}"),
-        twin: None,
-    }
+    let task = Task::new(format!("{verb}: {text}"), answer, format!("{kind} {text}"));
+    if kind == 2 { Task { reference: count.to_string(), ..task } } else { task }
 }
 
 /// How often one word comes in a list; it comes nought to four times.
@@ -84,13 +78,11 @@ fn occurrences(mut words: Vec<String>, random: &mut Random) -> Task {
     random.shuffle(&mut words);
     let text = words.join(" ");
     let count = words.iter().filter(|word| **word == wanted).count();
+    let question = format!("How many times does the word {wanted} come here: {text}");
+    let answer = counted(&words, |word| word == wanted);
     Task {
-        earlier: Vec::new(),
-        question: format!("How many times does the word {wanted} come here: {text}"),
-        answer: counted(&words, |word| word == wanted),
         reference: count.to_string(),
-        key: format!("{wanted} in {text}"),
-        twin: None,
+        ..Task::new(question, answer, format!("{wanted} in {text}"))
     }
 }
 
